@@ -1,0 +1,90 @@
+"""Batched `match_prefix`: from Python over a real store, from Rust over the index alone.
+
+Method: a store of 1 M blocks of one byte each (frames are 4 KiB, so 4 GiB of arena); random calls
+of 8,192 keys, all present, in random order. The Rust side (`rust/core/benches/lookup.rs`) fills the
+index without an arena, with 1 M and 10 M entries, and compares with the standard library's hash map
+under one read lock a batch.
+"""
+
+import json
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+import keystow
+from timing import Figure, Sample, interleave, scaled
+
+ROOT = Path(__file__).resolve().parent.parent
+FRAME_BYTES = 4096
+KEY_BYTES = 16
+BATCH = 8192
+LEAST_MILLION_KEYS = 20.0
+CARGO_TIMEOUT_S = 900
+
+
+def filled_store(keys: np.ndarray, entries: int) -> keystow.Store:
+    """A store that holds one byte under every key, each block a root."""
+    store = keystow.Store(block_bytes=1, ram=entries * FRAME_BYTES)
+    row = bytes(BATCH)
+    for start in range(0, entries, BATCH):
+        part = keys[start : start + BATCH]
+        stored = store.put(part, row[: len(part)], chained=False)
+        if stored != len(part):
+            raise AssertionError(f"put stored {stored} of {len(part)} blocks")
+    return store
+
+
+def from_python(*, quick: bool) -> Figure:
+    """`match_prefix` with 8,192 keys a call."""
+    entries = 20_000 if quick else 1_000_000
+    calls, rounds = (2, 2) if quick else (64, 9)
+    rng = np.random.default_rng(11)
+    keys = np.frombuffer(rng.bytes(entries * KEY_BYTES), np.uint8).reshape(-1, KEY_BYTES)
+    asked = [keys[rng.integers(0, entries, BATCH)].tobytes() for _ in range(calls)]
+    with filled_store(keys, entries) as store:
+
+        def match() -> float:
+            found = sum(store.match_prefix(batch) for batch in asked)
+            if found != calls * BATCH:
+                raise AssertionError(f"{found} of {calls * BATCH} keys found")
+            return float(found)
+
+        rates = interleave({"keystow": match}, rounds)["keystow"]
+    name = f"match_prefix from Python, {entries / 1e6:g} M entries"
+    return Figure(name, "M keys/s", scaled(rates, 1e6), least=LEAST_MILLION_KEYS)
+
+
+def from_rust(*, quick: bool) -> Iterator[Figure]:
+    """The figures of the Rust side, as it prints them: one JSON object a line."""
+    cargo = shutil.which("cargo")
+    if cargo is None:
+        print("no cargo on the path: the figures from Rust are left out")
+        return
+    # The test profile is built already where tests run; its times mean nothing.
+    profile = ["--profile", "dev"] if quick else []
+    command = [cargo, "bench", "--quiet", "--locked", "-p", "keystow-core", "--bench", "lookup"]
+    command += [*profile, "--", *(["--quick"] if quick else [])]
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=CARGO_TIMEOUT_S
+    )
+    if done.returncode != 0:
+        raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr}")
+    for line in done.stdout.splitlines():
+        if line.startswith("{"):
+            told = json.loads(line)
+            yield Figure(
+                told["name"],
+                "M keys/s",
+                scaled(Sample(tuple(told["ours"])), 1e6),
+                scaled(Sample(tuple(told["rival"])), 1e6),
+                told["rival_name"],
+            )
+
+
+def figures(*, quick: bool) -> Iterator[Figure]:
+    """Lookups from Python, then from Rust."""
+    yield from_python(quick=quick)
+    yield from from_rust(quick=quick)

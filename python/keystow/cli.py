@@ -1,0 +1,91 @@
+"""The `keystow` command: one subcommand for each thing a user knows by name.
+
+Owns: arguments, exit statuses (0 fine, 1 the thing found a fault, 2 it could not run) and how an
+error is printed. Never does the work: each subcommand's module is loaded when it is called.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from keystow import __version__
+from keystow.config import parse_size
+from keystow.errors import KeystowError
+from keystow.trace import TRACES
+
+DEMO_BLOCK_BYTES_MIN = 32
+"""A block of the demo carries its 16-byte key twice."""
+EXIT_UNUSABLE = 2
+EXIT_INTERRUPTED = 130
+
+
+def size(text: str) -> int:
+    """Return a size argument in bytes: 64KiB, 1GiB or a plain number."""
+    try:
+        return parse_size(text)
+    except KeystowError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def demo_block(text: str) -> int:
+    """Return a block size that the demo's pattern fits in."""
+    block_bytes = size(text)
+    if block_bytes < DEMO_BLOCK_BYTES_MIN:
+        raise argparse.ArgumentTypeError(f"{text!r} is less than {DEMO_BLOCK_BYTES_MIN} bytes")
+    return block_bytes
+
+
+def count(text: str) -> int:
+    """Return a count argument: a whole number, at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 on")
+    return int(text)
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the whole command line."""
+    top = argparse.ArgumentParser(
+        prog="keystow", description="An embedded KV-cache block store for LLM inference."
+    )
+    top.add_argument("--version", action="version", version=__version__)
+    commands = top.add_subparsers(dest="command", required=True, metavar="command")
+    demo = commands.add_parser(
+        "demo",
+        help="replay a production chat trace through a real store, every loaded byte checked",
+        description="Replay a production chat trace through a real store. For every request the "
+        "chain is matched, the hit prefix is loaded and every byte of it checked, the missing "
+        "blocks are put. The exit status is 1 if a single byte is wrong.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    demo.add_argument("--trace", choices=TRACES, default=TRACES[0], help="which packaged trace")
+    demo.add_argument("--requests", type=count, metavar="N", help="only the first N requests")
+    demo.add_argument("--ram", type=size, default="1GiB", help="memory of the store")
+    demo.add_argument("--block-bytes", type=demo_block, default="64KiB", help="bytes of a block")
+    demo.add_argument("--policy", default="lru", help="who leaves when the memory is full")
+    demo.add_argument("--json", action="store_true", help="print one JSON object, no table")
+    return top
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the chosen subcommand and return its exit status."""
+    from keystow import demo  # noqa: PLC0415 (each command loads only what it needs)
+
+    return demo.run(options)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line `arguments`, the process's own if None; return the exit status."""
+    options = parser().parse_args(arguments)
+    try:
+        return run(options)
+    except KeystowError as error:
+        print(f"keystow {options.command}: {error}", file=sys.stderr)
+        return EXIT_UNUSABLE
+    except KeyboardInterrupt:
+        print(f"keystow {options.command}: interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # The reader went away; what is still buffered must not complain at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_UNUSABLE

@@ -1,0 +1,235 @@
+//! Memory: one huge-page mapping cut into frames, and the copies in and out of it.
+//!
+//! Owns: the mapping, its prefaulting, the check against the machine's limits, the fork counter,
+//! the views of callers' memory (`Rows`, `RowsMut`). Never does: deciding which frame is whose;
+//! it knows no keys and keeps no list of free frames.
+//!
+//! Invariants:
+//! - A `Region` is checked against the mapping before any byte is touched; outside it is a panic.
+//! - *Who may touch a frame when* is the pin protocol of the directory, not of this room. `write`
+//!   is for the owner of a frame that nobody can find yet; `read` and `pointer` are for callers
+//!   that hold a pin on the block in it. Under that rule a frame has many readers or one writer.
+//! - A written frame holds the payload and then zeros up to its stride, never older bytes.
+//! - The mapping outlives every pointer into it: whoever hands one out keeps the `Arena` alive.
+//! - A forked child has no copy of the frames (MADV_DONTFORK): it must not come here, and dropping
+//!   its copy of the `Arena` leaves its address space alone. See [`fork_count`].
+
+mod copy;
+mod fork;
+mod limits;
+mod mapping;
+mod prefault;
+mod rows;
+
+use std::sync::Arc;
+
+use crate::error::{Error, ErrorKind};
+use crate::units::{FrameId, NONE};
+
+pub use fork::fork_count;
+pub use limits::{RamLimit, ram_limit};
+pub use rows::{Rows, RowsMut};
+
+use mapping::Mapping;
+use prefault::Prefaulter;
+
+/// Frames start at multiples of this many bytes, as direct I/O will need them.
+pub const FRAME_ALIGN_BYTES: u32 = 4096;
+
+/// Which memory a region lies in: 0 is the arena itself, others are attached by callers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct MemoryId(pub u16);
+
+impl MemoryId {
+    /// The arena itself.
+    pub const ARENA: Self = Self(0);
+}
+
+/// A piece of known memory: what copies and I/O engines are given instead of pointers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Region {
+    /// The memory it lies in.
+    pub who: MemoryId,
+    /// Bytes from the start of that memory.
+    pub offset: u64,
+    /// Length in bytes.
+    pub len: u32,
+}
+
+/// When the pages of the arena are given to us by the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Prefault {
+    /// By threads after `Arena::map` has returned; the arena is usable meanwhile.
+    Background,
+    /// Before `Arena::map` returns.
+    Now,
+}
+
+/// What to map.
+#[derive(Clone, Copy, Debug)]
+pub struct ArenaConfig {
+    /// Number of frames, at least one.
+    pub frames: u32,
+    /// Bytes from one frame to the next, a multiple of 4,096.
+    pub stride_bytes: u32,
+    /// When to fault it in.
+    pub prefault: Prefault,
+    /// Threads that fault it in; 0 means one a core, at most four.
+    pub threads: usize,
+}
+
+/// The memory of a store: `frames` pieces of `stride_bytes`, in one mapping.
+#[derive(Debug)]
+pub struct Arena {
+    prefaulter: Prefaulter,
+    mapping: Arc<Mapping>,
+    frames: u32,
+    stride_bytes: u32,
+}
+
+impl Arena {
+    /// Maps the arena and starts (or finishes) faulting it in.
+    ///
+    /// # Errors
+    /// Config: absurd sizes (KS-CFG-101), more than the machine or the cgroup has free
+    /// (KS-CFG-102), or the kernel refuses the mapping (KS-CFG-103).
+    pub fn map(config: ArenaConfig) -> Result<Self, Error> {
+        let ArenaConfig { frames, stride_bytes, prefault, threads } = config;
+        if frames == 0
+            || frames == NONE
+            || stride_bytes == 0
+            || !stride_bytes.is_multiple_of(FRAME_ALIGN_BYTES)
+        {
+            return Err(Error::new(
+                ErrorKind::Config,
+                "KS-CFG-101",
+                format!("{frames} frames of {stride_bytes} bytes can't be an arena."),
+                "Give room for one block at least, frames in multiples of 4,096 bytes.",
+            )
+            .with("frames", frames)
+            .with("stride_bytes", stride_bytes));
+        }
+        let bytes = u64::from(frames) * u64::from(stride_bytes);
+        check_limit(bytes, &ram_limit())?;
+        let mapping = Arc::new(Mapping::new(bytes)?);
+        let prefaulter = Prefaulter::start(&mapping, prefault, threads);
+        Ok(Self { prefaulter, mapping, frames, stride_bytes })
+    }
+
+    /// Number of frames.
+    pub fn frames(&self) -> u32 {
+        self.frames
+    }
+
+    /// Bytes from one frame to the next.
+    pub fn stride_bytes(&self) -> u32 {
+        self.stride_bytes
+    }
+
+    /// Bytes of all frames together.
+    pub fn mapped_bytes(&self) -> u64 {
+        self.mapping.bytes()
+    }
+
+    /// The first `len` bytes of a frame.
+    #[inline]
+    pub fn frame(&self, frame: FrameId, len: u32) -> Region {
+        assert!(frame.0 < self.frames, "frame {} of {}", frame.0, self.frames);
+        assert!(len <= self.stride_bytes, "{len} bytes in a frame of {}", self.stride_bytes);
+        let offset = u64::from(frame.0) * u64::from(self.stride_bytes);
+        Region { who: MemoryId::ARENA, offset, len }
+    }
+
+    /// Copies a row into the frame that starts at `to` and zeroes the rest of that frame.
+    ///
+    /// For the owner of a frame that no lookup can find. The stores are visible to whoever
+    /// acquires what the caller releases afterwards (the commit).
+    #[inline]
+    pub(crate) fn write(&self, to: Region, rows: &Rows<'_>, row: usize) {
+        let (source, len) = rows.row(row);
+        let stride = self.stride_bytes as usize;
+        assert!(len <= to.len as usize, "a row of {len} bytes for {} in the frame", to.len);
+        assert!(to.offset.is_multiple_of(u64::from(self.stride_bytes)), "not a frame's start");
+        let frame = self.checked(Region { len: self.stride_bytes, ..to });
+        // SAFETY: `frame` has `stride >= len` bytes inside the mapping (checked above) and nobody
+        // else reads or writes them (contract). The row is readable by the contract of `Rows`; it
+        // is no part of this frame: at most a pinned block in another one.
+        unsafe { copy::into_frame(source, frame, len, stride) };
+    }
+
+    /// Copies a region to the start of a row, whose rest stays untouched.
+    ///
+    /// For holders of a pin on the block in the region.
+    #[inline]
+    pub(crate) fn read(&self, from: Region, rows: &RowsMut<'_>, row: usize) {
+        let (target, row_bytes) = rows.row(row);
+        let len = from.len as usize;
+        assert!(row_bytes >= len, "a row of {row_bytes} bytes for a block of {len}");
+        let source = self.checked(from);
+        let streaming = rows.len().saturating_mul(len) >= copy::STREAM_CALL_BYTES;
+        // SAFETY: `source` has `len` bytes inside the mapping that nobody writes while pinned
+        // (contract); the row is writable for `row_bytes >= len` bytes by the contract of
+        // `RowsMut` and lies outside the arena, whose memory is only ever lent read-only.
+        unsafe { copy::out_of_frame(source, target, len, streaming) };
+    }
+
+    /// Address of a region, for views without a copy. Valid while the arena lives; its bytes hold
+    /// still while the block in it is pinned.
+    #[inline]
+    pub fn pointer(&self, at: Region) -> *const u8 {
+        self.checked(at).cast_const()
+    }
+
+    /// Bytes faulted in so far, up to `mapped_bytes`.
+    pub fn prefault_bytes(&self) -> u64 {
+        self.prefaulter.done_bytes()
+    }
+
+    /// Whether prefaulting has ended, well or not (then see `fallbacks`).
+    pub fn prefault_done(&self) -> bool {
+        self.prefaulter.ended()
+    }
+
+    /// Bytes that lie in huge pages: as it was when prefaulting ended, or as it is before that.
+    pub fn huge_bytes(&self) -> u64 {
+        self.prefaulter.huge_bytes()
+    }
+
+    /// What the kernel refused, one sentence each.
+    pub fn fallbacks(&self) -> Vec<String> {
+        self.prefaulter.fallbacks()
+    }
+
+    #[inline]
+    fn checked(&self, at: Region) -> *mut u8 {
+        assert!(at.who == MemoryId::ARENA, "memory {} is not the arena", at.who.0);
+        self.mapping.at(at.offset, at.len)
+    }
+}
+
+fn check_limit(bytes: u64, limit: &RamLimit) -> Result<(), Error> {
+    if bytes <= limit.bytes {
+        return Ok(());
+    }
+    Err(Error::new(
+        ErrorKind::Config,
+        "KS-CFG-102",
+        format!(
+            "{:.2} GiB of RAM asked, {:.2} GiB are free ({}).",
+            gib(bytes),
+            gib(limit.bytes),
+            limit.source
+        ),
+        "Lower ram=, or give the process more memory.",
+    )
+    .with("ram_bytes", bytes)
+    .with("limit_bytes", limit.bytes)
+    .with("limit_source", &limit.source))
+}
+
+fn gib(bytes: u64) -> f64 {
+    bytes as f64 / f64::from(1 << 30)
+}
+
+#[cfg(test)]
+mod tests;

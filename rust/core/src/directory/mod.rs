@@ -1,0 +1,433 @@
+//! What is where, and who may touch it: the hashed index of blocks.
+//!
+//! Owns: headers, bins, free frames, pins, child counts, the clear epoch and the wake stack. Never
+//! does: touch block bytes, choose victims, wait. Invariants: a header is visible from `commit` to
+//! its eviction, removal or the next clear; what is pinned, or has a child, keeps its header; a RAM
+//! copy leaves only without pin, hold and children (`leave.rs`). Lookups are wait-free, pins
+//! lock-free; `commit` and `remove` share one short lock in `bins`.
+
+mod bins;
+mod frames;
+mod header;
+mod leave;
+mod recount;
+mod run;
+mod slab;
+mod stack;
+mod state;
+
+#[cfg(all(test, loom))]
+mod loom_tests;
+#[cfg(all(test, not(loom)))]
+mod tests;
+
+pub(crate) use frames::Frames;
+pub(crate) use leave::{Gone, Settled};
+pub(crate) use run::pieces;
+
+use crate::key::Key;
+use crate::sync::{AtomicI64, AtomicU32, Ordering};
+use crate::units::{FrameId, NONE, Slot};
+use bins::{Bins, Candidate, Place, Search};
+use header::{Fields, Header};
+use slab::Slab;
+use stack::Stack;
+use state::{HIDDEN, Kind, State};
+use std::hash::{BuildHasher, Hasher};
+
+/// Keys looked up together: enough to hide one cache miss behind the others.
+const CHUNK: usize = 64;
+
+/// What a lookup found: a header in one generation, and its parent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Entry {
+    pub(crate) slot: Slot,
+    pub(crate) generation: u32,
+    pub(crate) parent: u32,
+    pub(crate) parent_generation: u32,
+    /// Bytes are in RAM; else a hole.
+    pub(crate) resident: bool,
+}
+
+impl Entry {
+    /// Whether `self` is the parent of `child`: then a pin on the child protects both.
+    pub(crate) fn is_parent_of(&self, child: &Entry) -> bool {
+        child.parent == self.slot.0 && child.parent_generation == self.generation
+    }
+}
+
+/// A block to be entered: its frame is filled and belongs to the caller until `Stored`.
+#[derive(Clone, Copy)]
+pub(crate) struct Block {
+    pub(crate) key: Key,
+    /// Pinned by the caller; the pin goes over to the insert event.
+    pub(crate) parent: Option<(Slot, u32)>,
+    pub(crate) frame: FrameId,
+    pub(crate) len: u32,
+    /// The epoch in which the put began.
+    pub(crate) epoch: u32,
+    /// Pins at birth: the block's own event, and the next block's where the batch goes on.
+    pub(crate) pins: u32,
+}
+
+/// How a commit ended.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Commit {
+    /// Visible now. `refilled`: a hole got its bytes back and keeps the parent of its birth,
+    /// pinned by this commit; the caller's parent pin is not used.
+    Stored { entry: Entry, refilled: bool },
+    /// Somebody else's copy is there, or on its way into a hole.
+    Present(Entry),
+    /// No header, entry or pin to be had.
+    Full,
+    /// A clear came after the put began.
+    Stale,
+}
+
+/// The index.
+pub(crate) struct Directory {
+    headers: Slab<Header>,
+    bins: Bins,
+    free: Stack,
+    fresh: AtomicU32,
+    woken: Stack,
+    epoch: AtomicU32,
+    holes: AtomicI64,
+    holes_max: i64,
+}
+
+/// Asks for a cache line ahead of its use.
+#[inline]
+pub(crate) fn prefetch<T>(item: &T) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a prefetch of a valid reference has no effect but on the cache.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(item).cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = item;
+}
+
+impl Directory {
+    /// An index over so many frames: headers for them, for holes (1/8) and for blocks on their
+    /// way in or out.
+    pub(crate) fn new(frames: u32) -> Self {
+        let spare = frames / 8 + 1024;
+        let headers = frames as usize + spare as usize;
+        // Different in every store: nobody can choose keys that fall into one bin.
+        let random = std::collections::hash_map::RandomState::new();
+        let seeds = [random.build_hasher().finish(), random.hash_one(1_u8)];
+        Self::with_headers(headers, i64::from(frames / 8).max(1), seeds)
+    }
+
+    fn with_headers(headers: usize, holes_max: i64, seeds: [u64; 2]) -> Self {
+        Self {
+            headers: Slab::new(headers),
+            bins: Bins::new(headers, seeds),
+            free: Stack::default(),
+            fresh: AtomicU32::new(0),
+            woken: Stack::default(),
+            epoch: AtomicU32::new(1),
+            holes: AtomicI64::new(0),
+            holes_max,
+        }
+    }
+
+    pub(crate) fn headers(&self) -> u32 {
+        self.headers.len() as u32
+    }
+
+    /// Headers that were ever in use: the first so many.
+    pub(crate) fn used_headers(&self) -> u32 {
+        self.fresh.load(Ordering::Acquire).min(self.headers())
+    }
+
+    pub(crate) fn bytes(&self) -> u64 {
+        self.headers.bytes() + self.bins.bytes()
+    }
+
+    pub(crate) fn holes(&self) -> u64 {
+        self.holes.load(Ordering::Relaxed).max(0) as u64
+    }
+
+    /// The number of clears so far, and one: 24 bits are used.
+    pub(crate) fn epoch(&self) -> u32 {
+        self.epoch.load(Ordering::Acquire)
+    }
+
+    /// Under the keeper's lock: nothing committed so far is seen any more.
+    pub(crate) fn next_epoch(&self) {
+        self.epoch.fetch_add(1, Ordering::AcqRel);
+    }
+
+    fn header(&self, slot: Slot) -> &Header {
+        &self.headers[slot.index()]
+    }
+
+    /// The checked read, and the conditions under which a lookup may see the header.
+    #[inline]
+    fn visible(&self, candidate: Candidate, key: [u64; 2], epoch: u16) -> Option<Entry> {
+        let seen = self.header(candidate.slot).checked(key)?;
+        let generation = seen.state.generation();
+        let shown = !seen.state.has(HIDDEN) && seen.epoch == epoch;
+        (shown && generation as u8 == candidate.hint).then(|| Entry {
+            slot: candidate.slot,
+            generation,
+            parent: seen.parent,
+            parent_generation: seen.parent_generation,
+            resident: seen.state.kind() == Kind::Ram,
+        })
+    }
+
+    /// Looks up at most `CHUNK` keys, in three passes so that their cache misses overlap.
+    #[inline]
+    fn find_chunk(&self, keys: &[Key], mut each: impl FnMut(Search<Entry>) -> bool) {
+        let epoch = self.epoch() as u16;
+        let mut places = [Place::default(); CHUNK];
+        for (place, key) in places.iter_mut().zip(keys) {
+            *place = self.bins.place(key.words());
+            self.bins.prefetch(*place);
+        }
+        for place in &places[..keys.len()] {
+            if let Some(slot) = self.bins.guess(*place) {
+                prefetch(self.header(slot));
+            }
+        }
+        for (place, key) in places.iter().zip(keys) {
+            let words = key.words();
+            let found = self.bins.search(*place, |c| self.visible(c, words, epoch));
+            if !each(found) {
+                return;
+            }
+        }
+    }
+
+    /// Looks up one key, in the certain case.
+    pub(crate) fn find_one(&self, key: Key) -> Option<Entry> {
+        let mut one = None;
+        self.find_chunk(&[key], |found| {
+            one = if let Search::Found(entry) = found { Some(entry) } else { None };
+            true
+        });
+        one
+    }
+
+    /// Looks up every key; returns how many misses were spurious.
+    pub(crate) fn find(&self, keys: &[Key], into: &mut Vec<Option<Entry>>) -> u64 {
+        let mut unsure = 0;
+        into.reserve(keys.len());
+        for chunk in keys.chunks(CHUNK) {
+            self.find_chunk(chunk, |found| {
+                unsure += u64::from(found == Search::Unsure);
+                into.push(if let Search::Found(entry) = found { Some(entry) } else { None });
+                true
+            });
+        }
+        unsure
+    }
+
+    /// The leading resident run, entry by entry until `each` is done; how many misses (0 or 1)
+    /// were spurious.
+    #[inline]
+    pub(crate) fn match_run(&self, keys: &[Key], mut each: impl FnMut(Entry)) -> u64 {
+        let (mut unsure, mut going) = (0, true);
+        for chunk in keys.chunks(CHUNK) {
+            self.find_chunk(chunk, |found| {
+                match found {
+                    Search::Found(entry) if entry.resident => each(entry),
+                    found => {
+                        unsure += u64::from(found == Search::Unsure);
+                        going = false;
+                    }
+                }
+                going
+            });
+            if !going {
+                break;
+            }
+        }
+        unsure
+    }
+
+    /// Length of a block that is pinned, or about to be checked again under a pin.
+    pub(crate) fn len_of(&self, entry: &Entry) -> u32 {
+        self.header(entry.slot).located().1
+    }
+
+    /// Under a pin: where the bytes are, if they are still in RAM and not removed.
+    pub(crate) fn located(&self, entry: &Entry) -> Option<(FrameId, u32)> {
+        let header = self.header(entry.slot);
+        let state = header.state();
+        let mine = state.generation() == entry.generation && state.kind() == Kind::Ram;
+        (mine && !state.has(HIDDEN)).then(|| header.located())
+    }
+
+    /// Pins a visible block; false where it has gone, was removed, or the count is full.
+    pub(crate) fn pin(&self, slot: Slot, generation: u32) -> bool {
+        self.header(slot).pin(generation, false).is_ok()
+    }
+
+    /// Drops one pin; the last one of a skipped block wakes it.
+    pub(crate) fn unpin(&self, slot: Slot) {
+        if self.header(slot).unpin() {
+            self.wake(slot);
+        }
+    }
+
+    fn wake(&self, slot: Slot) {
+        self.woken.push(slot.0, |n| &self.headers[n as usize].link);
+    }
+
+    fn take_header(&self) -> Option<Slot> {
+        let slot = self.free.pop(|n| &self.headers[n as usize].link).or_else(|| {
+            let unused = self.fresh.load(Ordering::Relaxed) < self.headers();
+            let slot = unused.then(|| self.fresh.fetch_add(1, Ordering::Relaxed))?;
+            (slot < self.headers()).then_some(slot)
+        });
+        slot.map(Slot)
+    }
+
+    fn give_header(&self, slot: Slot) {
+        self.free.push(slot.0, |n| &self.headers[n as usize].link);
+    }
+
+    /// Takes back a header that never became visible.
+    fn discard(&self, slot: Slot) {
+        let freed = self.header(slot).update(|s| Some(s.freed()));
+        debug_assert!(freed.is_ok());
+        self.give_header(slot);
+    }
+
+    /// Enters a block, refills its hole, or says who was there first.
+    pub(crate) fn commit(&self, block: &Block) -> Commit {
+        if block.epoch != self.epoch() {
+            return Commit::Stale;
+        }
+        let fields = Fields {
+            key: block.key.words(),
+            parent: block.parent,
+            frame: Some(block.frame),
+            len: block.len,
+            epoch: block.epoch as u16,
+        };
+        match self.enter(&fields, Kind::Ram, block.pins) {
+            Enter::Done(entry) => Commit::Stored { entry, refilled: false },
+            Enter::There(entry) if entry.resident => Commit::Present(entry),
+            Enter::There(hole) => self.refill(hole, block),
+            Enter::Full => Commit::Full,
+        }
+    }
+
+    /// The header that stands for an absent parent, pinned once for its child's event. A hole is a
+    /// root and stays one. `None`: no more holes allowed, or no header.
+    pub(crate) fn hole(&self, key: Key, epoch: u32) -> Option<Entry> {
+        if self.holes.fetch_add(1, Ordering::Relaxed) < self.holes_max {
+            let (key, epoch) = (key.words(), epoch as u16);
+            let fields = Fields { key, parent: None, frame: None, len: 0, epoch };
+            match self.enter(&fields, Kind::Hole, 1) {
+                Enter::Done(entry) => return Some(entry),
+                Enter::There(entry) => {
+                    self.holes.fetch_sub(1, Ordering::Relaxed);
+                    return self.pin(entry.slot, entry.generation).then_some(entry);
+                }
+                Enter::Full => {}
+            }
+        }
+        self.holes.fetch_sub(1, Ordering::Relaxed);
+        None
+    }
+
+    /// Publishes a new header and enters it, unless its key is there.
+    fn enter(&self, fields: &Fields, kind: Kind, pins: u32) -> Enter {
+        let Some(slot) = self.take_header() else { return Enter::Full };
+        let generation = self.header(slot).publish(fields, kind, pins);
+        let place = self.bins.place(fields.key);
+        let mut writer = self.bins.write();
+        let there = loop {
+            let found = self.bins.find_locked(&mut writer, place, |candidate| {
+                let seen = self.header(candidate.slot).checked(fields.key)?;
+                (!seen.state.has(HIDDEN)).then_some((candidate, seen.epoch))
+            });
+            match found {
+                // An entry of an epoch that was cleared: unlinked here, its block swept later.
+                Some((stale, epoch)) if epoch != self.epoch() as u16 => {
+                    self.bins.remove(&mut writer, place, stale.slot);
+                }
+                Some((there, epoch)) => break self.visible(there, fields.key, epoch),
+                None => break None,
+            }
+        };
+        if there.is_none() && self.bins.insert(&mut writer, place, slot, generation) {
+            drop(writer);
+            let (parent, parent_generation) = fields.parent.unwrap_or((Slot(NONE), 0));
+            let resident = kind == Kind::Ram;
+            let parent = parent.0;
+            return Enter::Done(Entry { slot, generation, parent, parent_generation, resident });
+        }
+        drop(writer);
+        self.discard(slot);
+        there.map_or(Enter::Full, Enter::There)
+    }
+
+    /// Gives a hole its bytes back, in place: pin its own parent, take the hold, write, show.
+    fn refill(&self, hole: Entry, block: &Block) -> Commit {
+        let parent = (hole.parent != NONE).then_some(Slot(hole.parent));
+        if let Some(parent) = parent
+            && self.header(parent).pin(hole.parent_generation, true).is_err()
+        {
+            return Commit::Full;
+        }
+        let header = self.header(hole.slot);
+        let claim = header.update(|s| {
+            let mine = s.generation() == hole.generation && s.kind() == Kind::Hole;
+            (mine && !s.held() && !s.has(HIDDEN))
+                .then(|| s.pinned(block.pins))
+                .flatten()
+                .map(State::hold)
+        });
+        if let Err(other) = claim {
+            if let Some(parent) = parent {
+                self.unpin(parent);
+            }
+            let there = other.generation() == hole.generation;
+            return if there { Commit::Present(hole) } else { Commit::Full };
+        }
+        header.locate(Some(block.frame), block.len);
+        let shown =
+            header.update(|s| Some(s.unhold().with_kind(Kind::Ram).without(state::SKIPPED)));
+        debug_assert!(shown.is_ok());
+        self.holes.fetch_sub(1, Ordering::Relaxed);
+        Commit::Stored { entry: Entry { resident: true, ..hole }, refilled: true }
+    }
+
+    /// Hides the block of a key: out of the bin, then HIDDEN. The keeper releases it by event.
+    pub(crate) fn remove(&self, key: Key) -> Option<Removed> {
+        let words = key.words();
+        let place = self.bins.place(words);
+        let epoch = self.epoch() as u16;
+        let mut writer = self.bins.write();
+        let entry = self.bins.find_locked(&mut writer, place, |c| self.visible(c, words, epoch))?;
+        if !entry.resident {
+            return None;
+        }
+        self.bins.remove(&mut writer, place, entry.slot);
+        drop(writer);
+        self.hide(entry.slot, entry.generation)
+    }
+}
+
+/// A block hidden by `remove`, and its length in bytes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Removed {
+    pub(crate) slot: Slot,
+    pub(crate) generation: u32,
+    pub(crate) len: u32,
+    pub(crate) epoch: u16,
+}
+
+enum Enter {
+    Done(Entry),
+    There(Entry),
+    Full,
+}

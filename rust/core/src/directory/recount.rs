@@ -1,0 +1,92 @@
+//! The recount of the index: children, pins, frames and bins, header by header.
+//!
+//! Owns: nothing. Never does: change anything. Under the keeper's lock, with no call in progress.
+
+use super::Directory;
+use super::state::{HIDDEN, Kind};
+use crate::units::Slot;
+use std::collections::HashMap;
+
+/// What was counted.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Counted {
+    /// Blocks in RAM that a lookup can find.
+    pub(crate) blocks: u64,
+    /// Headers with a frame, hidden ones included.
+    pub(crate) frames: u64,
+    pub(crate) holes: u64,
+    pub(crate) hidden: u64,
+    pub(crate) pins: u64,
+    /// Blocks without a pin at or below them.
+    pub(crate) evictable: u64,
+    /// The other blocks.
+    pub(crate) protected: u64,
+}
+
+impl Directory {
+    /// Counts everything again; also what does not agree.
+    pub(crate) fn recount(&self) -> (Counted, Vec<String>) {
+        let (mut count, mut wrong) = (Counted::default(), Vec::new());
+        let live = |slot: &Slot| self.header(*slot).state().kind() != Kind::Free;
+        let slots: Vec<Slot> = (0..self.used_headers()).map(Slot).filter(live).collect();
+        let mut kids: HashMap<u32, (u32, u32)> = HashMap::new();
+        let mut protected = vec![false; self.used_headers() as usize];
+        for slot in &slots {
+            let header = self.header(*slot);
+            let state = header.state();
+            let in_ram = state.kind() == Kind::Ram;
+            if let Some((parent, generation)) = header.parent() {
+                let counts = kids.entry(parent.0).or_default();
+                *counts = (counts.0 + u32::from(in_ram), counts.1 + 1);
+                if self.header(parent).state().generation() != generation {
+                    wrong.push(format!("slot {}: its parent {} was freed", slot.0, parent.0));
+                }
+            }
+            let mut up = (state.pins() > 0 || state.held()).then_some(*slot);
+            while let Some(at) = up.filter(|at| !protected[at.index()]) {
+                protected[at.index()] = true;
+                up = self.header(at).parent().map(|(parent, _)| parent);
+            }
+            count.pins += u64::from(state.pins());
+            count.frames += u64::from(in_ram);
+            count.hidden += u64::from(state.has(HIDDEN));
+            count.holes += u64::from(!in_ram && !state.has(HIDDEN));
+        }
+        for slot in &slots {
+            let header = self.header(*slot);
+            let should = kids.get(&slot.0).copied().unwrap_or_default();
+            if header.kids() != should {
+                let is = header.kids();
+                wrong.push(format!("slot {}: children {is:?}, should be {should:?}", slot.0));
+            }
+            if header.state().kind() == Kind::Ram && !header.state().has(HIDDEN) {
+                let kept = protected[slot.index()];
+                count.blocks += 1;
+                count.protected += u64::from(kept);
+                count.evictable += u64::from(!kept);
+            }
+        }
+        self.recount_bins(&slots, &mut wrong);
+        if count.holes != self.holes() {
+            wrong.push(format!("holes: {}, should be {}", self.holes(), count.holes));
+        }
+        (count, wrong)
+    }
+
+    fn recount_bins(&self, live: &[Slot], wrong: &mut Vec<String>) {
+        let mut entered = HashMap::new();
+        self.bins.each(|slot| *entered.entry(slot.0).or_insert(0_u32) += 1);
+        for slot in live {
+            let hidden = self.header(*slot).state().has(HIDDEN);
+            let stale = self.header(*slot).epoch() != self.epoch() as u16;
+            let entries = entered.remove(&slot.0).unwrap_or(0);
+            // A cleared hole keeps its entry until it goes, or until an insert meets it.
+            if entries != u32::from(!hidden) && !(stale && entries == 0) {
+                wrong.push(format!("slot {}: {entries} entries, hidden {hidden}", slot.0));
+            }
+        }
+        for slot in entered.keys() {
+            wrong.push(format!("an entry for slot {slot}, which is free"));
+        }
+    }
+}

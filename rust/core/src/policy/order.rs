@@ -1,0 +1,207 @@
+//! An order of slots with an exact "oldest that can leave": list, cursor and woken heap.
+//!
+//! Owns: links and stamps of all slots, and the lists they are on. Never does: decide what a list
+//! means. Invariants: stamps grow along a list; every block older than the cursor was seen to stay
+//! (and is marked so) or is in the heap under its present stamp; a heap entry with another stamp
+//! is void. So the heap's least valid entry, else the block at the cursor, is the oldest that can
+//! leave, at amortised O(log k): each block passed is paid for by one insert, touch or wake.
+
+use super::{Residents, Search};
+use crate::units::{NONE, Slot};
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+
+/// Blocks looked at by each insert and touch, so that no later search crosses a long list at once.
+const AHEAD: u32 = 2;
+/// Void heap entries tolerated before they are thrown out, beside as many as there are blocks.
+const VOID_MAX: usize = 64;
+
+/// {older, younger, stamp low, stamp high}; stamp 0: on no list. An array, so that the vector
+/// starts as untouched zero pages.
+type Node = [u32; 4];
+
+const OLDER: usize = 0;
+const YOUNGER: usize = 1;
+
+struct List {
+    oldest: u32,
+    youngest: u32,
+    /// The next block to look at; NONE: all were.
+    cursor: u32,
+    len: u64,
+    woken: BinaryHeap<Reverse<(u64, u32)>>,
+}
+
+/// `LISTS` lists over one set of slots; a slot is on at most one of them.
+pub(crate) struct Order<const LISTS: usize> {
+    nodes: Vec<Node>,
+    lists: [List; LISTS],
+    clock: u64,
+    steps: u64,
+}
+
+impl<const LISTS: usize> Order<LISTS> {
+    pub(crate) fn new(slots: u32) -> Self {
+        let list = |_| List {
+            oldest: NONE,
+            youngest: NONE,
+            cursor: NONE,
+            len: 0,
+            woken: BinaryHeap::new(),
+        };
+        Self {
+            nodes: vec![[0; 4]; slots as usize],
+            lists: std::array::from_fn(list),
+            clock: 0,
+            steps: 0,
+        }
+    }
+
+    pub(crate) fn bytes(&self) -> u64 {
+        (self.nodes.len() * size_of::<Node>()) as u64
+    }
+
+    pub(crate) fn steps(&self) -> u64 {
+        self.steps
+    }
+
+    pub(crate) fn len(&self, list: usize) -> u64 {
+        self.lists[list].len
+    }
+
+    /// The stamp is the clock with the list's number in its low bits: one word says both.
+    fn stamp(&self, slot: u32) -> u64 {
+        let node = &self.nodes[slot as usize];
+        u64::from(node[3]) << 32 | u64::from(node[2])
+    }
+
+    fn set_stamp(&mut self, slot: u32, stamp: u64) {
+        let node = &mut self.nodes[slot as usize];
+        (node[2], node[3]) = (stamp as u32, (stamp >> 32) as u32);
+    }
+
+    /// The list a slot is on.
+    pub(crate) fn list_of(&self, slot: Slot) -> Option<usize> {
+        let stamp = self.stamp(slot.0);
+        (stamp != 0).then(|| (stamp % LISTS as u64) as usize)
+    }
+
+    /// Enters a slot, which is on no list, at the young end.
+    pub(crate) fn push(&mut self, list: usize, slot: Slot) {
+        debug_assert_eq!(self.list_of(slot), None);
+        self.clock += 1;
+        self.set_stamp(slot.0, self.clock * LISTS as u64 + list as u64);
+        let youngest = self.lists[list].youngest;
+        self.nodes[slot.index()][OLDER] = youngest;
+        self.nodes[slot.index()][YOUNGER] = NONE;
+        match youngest {
+            NONE => self.lists[list].oldest = slot.0,
+            youngest => self.nodes[youngest as usize][YOUNGER] = slot.0,
+        }
+        let list = &mut self.lists[list];
+        list.youngest = slot.0;
+        list.len += 1;
+        if list.cursor == NONE {
+            list.cursor = slot.0;
+        }
+    }
+
+    /// Takes a slot off its list, if it is on one.
+    pub(crate) fn remove(&mut self, slot: Slot) {
+        let Some(list) = self.list_of(slot) else { return };
+        let [older, younger, ..] = self.nodes[slot.index()];
+        match older {
+            NONE => self.lists[list].oldest = younger,
+            older => self.nodes[older as usize][YOUNGER] = younger,
+        }
+        match younger {
+            NONE => self.lists[list].youngest = older,
+            younger => self.nodes[younger as usize][OLDER] = older,
+        }
+        self.set_stamp(slot.0, 0);
+        let list = &mut self.lists[list];
+        list.len -= 1;
+        if list.cursor == slot.0 {
+            list.cursor = younger;
+        }
+    }
+
+    /// A block behind the cursor may leave again; one ahead of it will be looked at anyway.
+    pub(crate) fn wake(&mut self, slot: Slot) {
+        let Some(list) = self.list_of(slot) else { return };
+        let stamp = self.stamp(slot.0);
+        let cursor = self.lists[list].cursor;
+        if cursor != NONE && stamp >= self.stamp(cursor) {
+            return;
+        }
+        self.lists[list].woken.push(Reverse((stamp, slot.0)));
+        if self.lists[list].woken.len() > VOID_MAX + 2 * self.lists[list].len as usize {
+            let mut woken = std::mem::take(&mut self.lists[list].woken);
+            woken.retain(|Reverse((stamp, slot))| self.stamp(*slot) == *stamp);
+            self.lists[list].woken = woken;
+        }
+    }
+
+    /// The oldest block of a list that can leave. It stays where it is.
+    pub(crate) fn oldest(&mut self, list: usize, who: &dyn Residents, budget: &mut u32) -> Search {
+        while let Some(Reverse((stamp, slot))) = self.lists[list].woken.peek().copied() {
+            if *budget == 0 {
+                return Search::Again;
+            }
+            *budget -= 1;
+            self.steps += 1;
+            if self.stamp(slot) == stamp && !who.stays(Slot(slot)) {
+                return Search::Victim(Slot(slot));
+            }
+            self.lists[list].woken.pop();
+        }
+        loop {
+            let slot = self.lists[list].cursor;
+            if slot == NONE {
+                return Search::Nothing;
+            }
+            if *budget == 0 {
+                return Search::Again;
+            }
+            *budget -= 1;
+            self.steps += 1;
+            if !who.stays(Slot(slot)) {
+                return Search::Victim(Slot(slot));
+            }
+            self.lists[list].cursor = self.nodes[slot as usize][YOUNGER];
+        }
+    }
+
+    /// Moves every cursor past up to two blocks that stay.
+    pub(crate) fn advance(&mut self, who: &dyn Residents) {
+        for list in 0..LISTS {
+            for _ in 0..AHEAD {
+                let slot = self.lists[list].cursor;
+                if slot == NONE || !who.stays(Slot(slot)) {
+                    break;
+                }
+                self.steps += 1;
+                self.lists[list].cursor = self.nodes[slot as usize][YOUNGER];
+            }
+        }
+    }
+
+    /// Walks a list, oldest first; panics where links, stamps or counts disagree.
+    pub(crate) fn validate(&self, list: usize) -> Vec<Slot> {
+        let (mut slots, mut older, mut last) = (Vec::new(), NONE, 0);
+        let mut at = self.lists[list].oldest;
+        while at != NONE {
+            assert_eq!(self.nodes[at as usize][OLDER], older, "slot {at} has another neighbour");
+            assert_eq!(self.list_of(Slot(at)), Some(list), "slot {at} is stamped for another list");
+            assert!(self.stamp(at) > last, "slot {at} is older than its elder");
+            last = self.stamp(at);
+            slots.push(Slot(at));
+            (older, at) = (at, self.nodes[at as usize][YOUNGER]);
+        }
+        assert_eq!(self.lists[list].youngest, older, "the young end");
+        assert_eq!(self.lists[list].len, slots.len() as u64, "the length");
+        let cursor = self.lists[list].cursor;
+        assert!(cursor == NONE || slots.contains(&Slot(cursor)), "the cursor left the list");
+        slots
+    }
+}

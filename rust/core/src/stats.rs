@@ -1,0 +1,138 @@
+//! What a store tells about itself.
+//!
+//! Owns: `Stats`, a snapshot that reconciles, and the counters behind it that calls write without
+//! a lock. Never does: measure. Invariants, once the store is at rest: `puts + put_present +
+//! put_duplicate + put_short` = blocks asked of put; `hits + misses` = blocks asked of get,
+//! get_each and lease; `blocks` = `puts - evictions - removed - cleared`.
+
+use crate::sync::{AtomicI64, AtomicU64, Ordering};
+
+/// A snapshot. Counts are in blocks unless the name says bytes.
+#[derive(Clone, Debug, Default)]
+pub struct Stats {
+    /// "open", "closed" or "poisoned".
+    pub state: &'static str,
+    /// Frames in the arena: room for one block each.
+    pub frames_total: u64,
+    /// Frames that hold no block.
+    pub frames_free: u64,
+    /// Frames that leases keep.
+    pub frames_pinned: u64,
+    /// Blocks that a lookup can find.
+    pub blocks: u64,
+    /// Their payload.
+    pub bytes_resident: u64,
+    /// Blocks delivered by get, get_each and lease.
+    pub hits: u64,
+    /// Blocks asked of get, get_each and lease and not delivered.
+    pub misses: u64,
+    /// Blocks found by match, match_prefix and contains.
+    pub lookup_hits: u64,
+    /// Blocks asked of match, match_prefix and contains and not found.
+    pub lookup_misses: u64,
+    /// Blocks stored. A put that had to wait may store a block twice.
+    pub puts: u64,
+    /// Blocks of puts that were there before.
+    pub put_present: u64,
+    /// Blocks of puts that another call stored meanwhile.
+    pub put_duplicate: u64,
+    /// Blocks of puts not stored: no frame could be had.
+    pub put_short: u64,
+    /// Blocks that left to make room.
+    pub evictions: u64,
+    /// Blocks removed by name.
+    pub removed: u64,
+    /// Blocks gone with a clear.
+    pub cleared: u64,
+    /// Touches not counted because the ring was full.
+    pub touches_dropped: u64,
+    /// Entries of the event log dropped unread.
+    pub events_dropped: u64,
+    /// Misses during which the index changed: the block may have been there.
+    pub spurious_misses: u64,
+    /// Blocks not stored because a bin of the index was full.
+    pub index_full: u64,
+    /// Payload copied in.
+    pub bytes_in: u64,
+    /// Payload copied out.
+    pub bytes_out: u64,
+    /// Bytes of the arena faulted in ahead of use.
+    pub prefault_bytes: u64,
+    /// Bytes of the arena in huge pages.
+    pub huge_bytes: u64,
+    /// Memory of the index and the policy, outside the RAM asked for.
+    pub index_bytes: u64,
+    /// Times the keeper's lock was held.
+    pub lock_holds: u64,
+    /// Most blocks worked on in one hold: at most `LOCK_BLOCKS_MAX`.
+    pub lock_blocks_max: u64,
+    /// Blocks the policy looked at to find victims.
+    pub policy_steps: u64,
+    /// What does not work as well as it could here, in words.
+    pub fallbacks: Vec<String>,
+}
+
+/// Epochs told apart in the counts of resident blocks: a clear waits for the sweep of the one that
+/// used its cell before.
+pub(crate) const EPOCH_CELLS: u32 = 64;
+
+/// Counters that calls raise without a lock.
+#[derive(Default)]
+pub(crate) struct Counters {
+    pub(crate) hits: AtomicU64,
+    pub(crate) misses: AtomicU64,
+    pub(crate) lookup_hits: AtomicU64,
+    pub(crate) lookup_misses: AtomicU64,
+    pub(crate) puts: AtomicU64,
+    pub(crate) put_present: AtomicU64,
+    pub(crate) put_duplicate: AtomicU64,
+    pub(crate) put_short: AtomicU64,
+    pub(crate) removed: AtomicU64,
+    pub(crate) touches_dropped: AtomicU64,
+    pub(crate) spurious_misses: AtomicU64,
+    pub(crate) index_full: AtomicU64,
+    pub(crate) bytes_in: AtomicU64,
+    pub(crate) bytes_out: AtomicU64,
+    /// Nanoseconds spent copying out: with `bytes_out` the rate behind `Matched::load_s`.
+    pub(crate) copy_out_ns: AtomicU64,
+    resident: Resident,
+}
+
+/// {blocks, bytes} by epoch: what a clear leaves behind drops out of the sum at once.
+struct Resident(Vec<[AtomicI64; 2]>);
+
+impl Default for Resident {
+    fn default() -> Self {
+        Self((0..EPOCH_CELLS).map(|_| [AtomicI64::new(0), AtomicI64::new(0)]).collect())
+    }
+}
+
+/// Raises a counter.
+pub(crate) fn add(counter: &AtomicU64, count: u64) {
+    if count > 0 {
+        counter.fetch_add(count, Ordering::Relaxed);
+    }
+}
+
+/// Reads a counter.
+pub(crate) fn read(counter: &AtomicU64) -> u64 {
+    counter.load(Ordering::Relaxed)
+}
+
+impl Counters {
+    /// Blocks of this epoch came (positive) or left.
+    pub(crate) fn resident(&self, epoch: u32, blocks: i64, bytes: i64) {
+        let cell = &self.resident.0[(epoch % EPOCH_CELLS) as usize];
+        cell[0].fetch_add(blocks, Ordering::Relaxed);
+        cell[1].fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// {blocks, bytes} of this epoch, and the blocks of all earlier ones not swept yet.
+    pub(crate) fn resident_now(&self, epoch: u32) -> (u64, u64, u64) {
+        let read = |cell: &AtomicI64| cell.load(Ordering::Relaxed).max(0) as u64;
+        let now = &self.resident.0[(epoch % EPOCH_CELLS) as usize];
+        let all: u64 = self.resident.0.iter().map(|cell| read(&cell[0])).sum();
+        let blocks = read(&now[0]);
+        (blocks, read(&now[1]), all.saturating_sub(blocks))
+    }
+}

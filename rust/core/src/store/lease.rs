@@ -1,0 +1,149 @@
+//! Leases: blocks read where they lie, kept in RAM while the lease lives.
+//!
+//! Owns: the pins of a lease and the register of live ones. Never does: hand out anything
+//! writable. Invariants: every block of a lease is at or above one of its pins; the pins fall once,
+//! with the last handle; the memory outlives the store's close.
+
+use super::Store;
+use crate::arena::fork_count;
+use crate::error::{Error, ErrorKind};
+use crate::key::Key;
+use crate::stats::add;
+use crate::units::{FrameId, Slot};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Live leases: which frames and how many pins each keeps.
+#[derive(Default)]
+pub(super) struct Registry {
+    live: Mutex<(u64, HashMap<u64, Held>)>,
+}
+
+struct Held {
+    frames: Vec<u32>,
+    pins: u64,
+}
+
+impl Registry {
+    fn add(&self, frames: Vec<u32>, pins: u64) -> u64 {
+        let mut live = self.live.lock().unwrap_or_else(PoisonError::into_inner);
+        live.0 += 1;
+        let id = live.0;
+        live.1.insert(id, Held { frames, pins });
+        id
+    }
+
+    fn remove(&self, id: u64) {
+        self.live.lock().unwrap_or_else(PoisonError::into_inner).1.remove(&id);
+    }
+
+    /// Different frames kept by all leases together.
+    pub(super) fn frames(&self) -> u64 {
+        let live = self.live.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut frames: Vec<u32> = live.1.values().flat_map(|h| h.frames.iter().copied()).collect();
+        frames.sort_unstable();
+        frames.dedup();
+        frames.len() as u64
+    }
+
+    /// Pins of all leases.
+    pub(super) fn pins(&self) -> u64 {
+        let live = self.live.lock().unwrap_or_else(PoisonError::into_inner);
+        live.1.values().map(|held| held.pins).sum()
+    }
+
+    pub(super) fn count(&self) -> usize {
+        self.live.lock().unwrap_or_else(PoisonError::into_inner).1.len()
+    }
+}
+
+/// Leading blocks of a run, kept in RAM until the lease is dropped.
+pub struct Lease {
+    store: Arc<Store>,
+    places: Vec<(FrameId, u32)>,
+    pins: Vec<Slot>,
+    id: u64,
+}
+
+impl Store {
+    /// Leases the leading resident run, possibly empty.
+    ///
+    /// # Errors
+    /// Closed; Capacity where fewer than `min_blocks` are there.
+    pub fn lease(self: &Arc<Self>, keys: &[Key], min_blocks: usize) -> Result<Lease, Error> {
+        self.check()?;
+        let run = self.look_up(keys);
+        let (mut places, mut pins, mut bytes) = (Vec::with_capacity(run.len()), Vec::new(), 0);
+        let place = |_, frame, len| {
+            places.push((frame, len));
+            bytes += u64::from(len);
+            true
+        };
+        let run = self.deliver(keys, run, usize::MAX, place, |new| pins.append(new));
+        let frames = places.iter().map(|(frame, _)| frame.0).collect();
+        let id = self.leases.add(frames, pins.len() as u64);
+        let lease = Lease { store: Arc::clone(self), places, pins, id };
+        if run.len() < min_blocks {
+            drop(lease);
+            add(&self.parts.counters.misses, keys.len() as u64);
+            return Err(self.too_few(keys.len(), run.len(), min_blocks));
+        }
+        self.count_delivered(keys.len(), &run, 0);
+        Ok(lease)
+    }
+
+    fn too_few(&self, asked: usize, found: usize, min_blocks: usize) -> Error {
+        let (frames, pinned) = (self.frames_total(), self.leases.frames());
+        let leases = self.leases.count();
+        let message = format!(
+            "{min_blocks} of {asked} blocks asked, {found} there ({pinned} of {frames} frames \
+             pinned by {leases} leases)."
+        );
+        let hint = "put the missing blocks first, or lower min_blocks=; release leases or raise \
+                    ram= where puts come short.";
+        Error::new(ErrorKind::Capacity, "KS-CAP-001", message, hint)
+            .with("min_blocks", min_blocks)
+            .with("found", found)
+            .with("frames", frames)
+            .with("frames_pinned", pinned)
+            .with("leases", leases)
+    }
+}
+
+impl Lease {
+    /// Blocks leased.
+    pub fn len(&self) -> usize {
+        self.places.len()
+    }
+
+    /// Whether nothing was there to lease.
+    pub fn is_empty(&self) -> bool {
+        self.places.is_empty()
+    }
+
+    /// Their payload in bytes.
+    pub fn bytes(&self) -> u64 {
+        self.places.iter().map(|(_, len)| u64::from(*len)).sum()
+    }
+
+    /// Where block `i` lies, and its length. The bytes don't change and stay there as long as
+    /// this lease.
+    pub fn block(&self, i: usize) -> Option<(*const u8, usize)> {
+        let (frame, len) = *self.places.get(i)?;
+        let arena = &self.store.arena;
+        Some((arena.pointer(arena.frame(frame, len)), len as usize))
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        // In a forked child the register's lock may be held by a thread that does not exist.
+        if self.store.forks != fork_count() {
+            return;
+        }
+        self.store.leases.remove(self.id);
+        for slot in self.pins.drain(..) {
+            self.store.parts.directory.unpin(slot);
+        }
+    }
+}

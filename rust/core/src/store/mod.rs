@@ -1,0 +1,326 @@
+//! The store: the verbs, and the only room that knows all others.
+//!
+//! Owns: the life of a store, the way of a block through put, get, lease, remove and clear. Never
+//! does: decide who is evicted (`policy`) or what may be read (`directory`). Invariants: no verb
+//! waits while it holds pins or frames; a verb holds the keeper's lock for at most
+//! `LOCK_BLOCKS_MAX` blocks at a time; once poisoned, lookups miss and puts store nothing.
+//!
+//! Order of recency: get, get_each, lease and touch push one touch event per linked piece, tail
+//! first; put enters what it inserts tail first and touches nothing present; match, match_prefix
+//! and contains leave everything as it is.
+
+mod config;
+mod gate;
+mod get;
+mod keeper;
+mod lease;
+mod lookup;
+mod put;
+mod remove;
+mod ring;
+mod validate;
+
+#[cfg(all(test, not(loom)))]
+mod tests;
+
+pub use crate::arena::{Prefault, Rows, RowsMut};
+pub use config::{BLOCK_BYTES_MAX, FRAMES_MAX, PolicyKind, StoreConfig};
+pub use keeper::LOCK_BLOCKS_MAX;
+pub use lease::Lease;
+pub use lookup::Matched;
+pub use put::PutOptions;
+pub use validate::Recount;
+
+use crate::arena::{Arena, ArenaConfig, fork_count};
+use crate::directory::{Directory, Entry, Frames, pieces};
+use crate::error::{Error, ErrorKind};
+use crate::event::Event;
+use crate::policy::{Lru, Residents};
+use crate::stats::{Counters, Stats, add, read};
+use crate::units::Slot;
+use gate::Gate;
+use keeper::{Budget, Keeper};
+use ring::{Note, Ring};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::time::Duration;
+
+/// What the keeper works on beside its own state.
+pub(crate) struct Parts {
+    directory: Directory,
+    frames: Frames,
+    ring: Ring,
+    counters: Counters,
+    /// Frames kept free ahead of need.
+    reserve: u32,
+}
+
+/// What a close left behind.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Closed {
+    /// Blocks written to a tier that outlives the store.
+    pub written: u64,
+    /// Blocks that were in RAM only, and are gone.
+    pub left: u64,
+}
+
+/// A store of KV-cache blocks in RAM. Any method may be called from any thread.
+pub struct Store {
+    parts: Parts,
+    arena: Arena,
+    keeper: Mutex<Keeper>,
+    gate: Gate,
+    leases: lease::Registry,
+    block_bytes: u32,
+    put_wait: Duration,
+    deterministic: bool,
+    closed: AtomicBool,
+    poisoned: AtomicBool,
+    /// The fork count at birth: a forked child has no frames.
+    forks: u64,
+}
+
+impl Residents for Directory {
+    fn stays(&self, slot: Slot) -> bool {
+        Directory::stays(self, slot)
+    }
+}
+
+/// A sixteenth of the frames at most, a 64th or 64 at least; small stores keep none.
+fn reserve(frames: u32) -> u32 {
+    if frames < 16 { 0 } else { (frames / 16).min((frames / 64).max(64)) }
+}
+
+impl Store {
+    /// Opens a store.
+    ///
+    /// # Errors
+    /// Config: sizes that make no sense, or more RAM than the machine or its cgroup has free.
+    pub fn open(config: &StoreConfig) -> Result<Arc<Self>, Error> {
+        let (frames, stride_bytes) = config.frames()?;
+        let prefault = if config.deterministic { Prefault::Now } else { config.prefault };
+        let threads = usize::from(config.deterministic);
+        let forks = fork_count();
+        let arena = Arena::map(ArenaConfig { frames, stride_bytes, prefault, threads })?;
+        let directory = Directory::new(frames);
+        let policy = match config.policy {
+            PolicyKind::Lru => Box::new(Lru::new(directory.headers())),
+        };
+        Ok(Arc::new(Self {
+            parts: Parts {
+                ring: Ring::new(directory.headers()),
+                directory,
+                frames: Frames::new(frames),
+                counters: Counters::default(),
+                reserve: if config.deterministic { 0 } else { reserve(frames) },
+            },
+            arena,
+            keeper: Mutex::new(Keeper::new(policy)),
+            gate: Gate::default(),
+            leases: lease::Registry::default(),
+            block_bytes: config.block_bytes as u32,
+            put_wait: config.put_wait,
+            deterministic: config.deterministic,
+            closed: AtomicBool::new(false),
+            poisoned: AtomicBool::new(false),
+            forks,
+        }))
+    }
+
+    /// Largest payload of a block.
+    pub fn block_bytes(&self) -> u32 {
+        self.block_bytes
+    }
+
+    /// Room for so many blocks.
+    pub fn frames_total(&self) -> u32 {
+        self.parts.frames.total()
+    }
+
+    /// Refuses calls after close and in forked children.
+    fn check(&self) -> Result<(), Error> {
+        let closed = |code, message: &str, hint: &str| {
+            Err(Error::new(ErrorKind::Closed, code, message, hint))
+        };
+        if self.forks != fork_count() {
+            let message = "this process is a fork of the one that opened the store.";
+            return closed("KS-CLO-002", message, "open a store of its own in each process.");
+        }
+        if self.closed.load(Ordering::Acquire) {
+            return closed("KS-CLO-001", "the store is closed.", "open a new Store.");
+        }
+        Ok(())
+    }
+
+    fn is_poisoned(&self) -> bool {
+        self.poisoned.load(Ordering::Acquire)
+    }
+
+    /// Runs `work` under the keeper's lock. `None` where the store is or becomes poisoned.
+    fn keep<R>(&self, work: impl FnOnce(&mut Keeper, &Parts, &mut Budget) -> R) -> Option<R> {
+        let guard = self.keeper.lock().unwrap_or_else(PoisonError::into_inner);
+        self.keep_locked(guard, work)
+    }
+
+    /// The same, unless another thread holds the lock.
+    fn try_keep<R>(&self, work: impl FnOnce(&mut Keeper, &Parts, &mut Budget) -> R) -> Option<R> {
+        match self.keeper.try_lock() {
+            Ok(guard) => self.keep_locked(guard, work),
+            Err(TryLockError::Poisoned(guard)) => self.keep_locked(guard.into_inner(), work),
+            Err(TryLockError::WouldBlock) => None,
+        }
+    }
+
+    fn keep_locked<R>(
+        &self,
+        mut keeper: MutexGuard<'_, Keeper>,
+        work: impl FnOnce(&mut Keeper, &Parts, &mut Budget) -> R,
+    ) -> Option<R> {
+        if self.is_poisoned() {
+            return None;
+        }
+        let mut budget = Budget::full();
+        let done = catch_unwind(AssertUnwindSafe(|| work(&mut keeper, &self.parts, &mut budget)));
+        if done.is_err() {
+            // Half-made state must not be gone on with.
+            self.poisoned.store(true, Ordering::Release);
+        }
+        keeper.holds += 1;
+        keeper.hold_blocks_max = keeper.hold_blocks_max.max(budget.spent());
+        done.ok()
+    }
+
+    /// Takes in everything told so far, in as many holds as it needs. Where others go on telling,
+    /// it ends after as many as the ring and the index could keep busy.
+    fn drain(&self) {
+        let mut holds = 64 + self.parts.directory.headers() / (LOCK_BLOCKS_MAX / 4);
+        while self.keep(|keeper, parts, budget| keeper.drain(parts, budget)) == Some(false) {
+            holds -= u32::from(!self.deterministic);
+            if holds == 0 {
+                return;
+            }
+        }
+    }
+
+    /// The bookkeeping at the end of a call that told the keeper of so many blocks: its share, if
+    /// nobody else is at it.
+    fn tidy(&self, blocks: usize) {
+        if self.deterministic {
+            return self.drain();
+        }
+        let parts = &self.parts;
+        let needed = || !parts.ring.is_empty() || parts.frames.free() < parts.reserve;
+        let mut share = blocks as u64 + u64::from(LOCK_BLOCKS_MAX);
+        while share > 0 && needed() {
+            let done = self.try_keep(|keeper, parts, budget| {
+                let done = keeper.drain(parts, budget) && keeper.refill(parts, budget);
+                (done, budget.spent())
+            });
+            match done {
+                Some((false, spent)) => share = share.saturating_sub(u64::from(spent.max(1))),
+                Some((true, _)) | None => return,
+            }
+        }
+    }
+
+    /// Tells the keeper what it must not miss, making room in the ring where it is full.
+    fn tell(&self, note: Note) {
+        while !self.parts.ring.push(note) {
+            if self.keep(|keeper, parts, budget| keeper.drain(parts, budget)).is_none() {
+                return;
+            }
+        }
+    }
+
+    /// Tells the keeper that a run was delivered, tail first, one event a linked piece.
+    fn tell_touched(&self, run: &[Entry]) {
+        let pieces: Vec<_> = pieces(run).collect();
+        for piece in pieces.iter().rev() {
+            let tail = run[piece.end - 1];
+            let (slot, generation) = (tail.slot, tail.generation);
+            let length = piece.len() as u32;
+            if !self.parts.ring.push(Note::Touch { slot, generation, length }) {
+                add(&self.parts.counters.touches_dropped, 1);
+            }
+        }
+    }
+
+    /// Ends the store: later calls are refused. The memory goes with the last lease.
+    pub fn close(&self) -> Closed {
+        if self.forks != fork_count() || self.closed.swap(true, Ordering::AcqRel) {
+            return Closed::default();
+        }
+        let epoch = self.parts.directory.epoch();
+        Closed { written: 0, left: self.parts.counters.resident_now(epoch).0 }
+    }
+
+    /// What happened since the last call, oldest first.
+    ///
+    /// # Errors
+    /// Closed: after close or in a forked child.
+    pub fn events(&self) -> Result<Vec<Event>, Error> {
+        self.check()?;
+        self.drain();
+        Ok(self.keep(|keeper, _, _| keeper.log.take()).unwrap_or_default())
+    }
+
+    /// A snapshot of all counters; also after close.
+    pub fn stats(&self) -> Stats {
+        let forked = self.forks != fork_count();
+        let closed = forked || self.closed.load(Ordering::Acquire);
+        if !closed {
+            self.drain();
+        }
+        let Parts { directory, frames, counters, .. } = &self.parts;
+        let (blocks, bytes_resident, _) = counters.resident_now(directory.epoch());
+        let mut stats = Stats {
+            state: if closed { "closed" } else { "open" },
+            frames_total: u64::from(frames.total()),
+            frames_free: u64::from(frames.free()),
+            blocks,
+            bytes_resident,
+            hits: read(&counters.hits),
+            misses: read(&counters.misses),
+            lookup_hits: read(&counters.lookup_hits),
+            lookup_misses: read(&counters.lookup_misses),
+            puts: read(&counters.puts),
+            put_present: read(&counters.put_present),
+            put_duplicate: read(&counters.put_duplicate),
+            put_short: read(&counters.put_short),
+            removed: read(&counters.removed),
+            touches_dropped: read(&counters.touches_dropped),
+            spurious_misses: read(&counters.spurious_misses),
+            index_full: read(&counters.index_full),
+            bytes_in: read(&counters.bytes_in),
+            bytes_out: read(&counters.bytes_out),
+            prefault_bytes: self.arena.prefault_bytes(),
+            huge_bytes: self.arena.huge_bytes(),
+            index_bytes: directory.bytes() + frames.bytes(),
+            fallbacks: self.arena.fallbacks(),
+            ..Stats::default()
+        };
+        // A forked child may have been born while another thread held these locks.
+        if !forked {
+            stats.frames_pinned = self.leases.frames();
+            let keeper = self.keeper.lock().unwrap_or_else(PoisonError::into_inner);
+            stats.evictions = keeper.evictions;
+            stats.cleared = keeper.cleared(&self.parts);
+            stats.events_dropped = keeper.log.dropped();
+            stats.lock_holds = keeper.holds;
+            stats.lock_blocks_max = u64::from(keeper.hold_blocks_max);
+            stats.policy_steps = keeper.policy().steps();
+            stats.index_bytes += keeper.policy().bytes();
+        }
+        if self.is_poisoned() && !closed {
+            stats.state = "poisoned";
+        }
+        stats
+    }
+
+    /// For tests: panics under the keeper's lock. The store is poisoned afterwards.
+    #[doc(hidden)]
+    pub fn fault_panic_under_lock(&self) {
+        self.keep(|_, _, _| panic!("a fault injected under the keeper's lock"));
+    }
+}

@@ -1,0 +1,304 @@
+//! Put: match, pin, take frames, copy without a lock, commit.
+//!
+//! Owns: the way of a batch into RAM. Never does: hold pins or frames while it waits. Invariants: a
+//! block is visible only after its commit, with all its bytes; between commit and its insert event
+//! it is pinned by its birth; the batch's own blocks are pinned while room is made for the rest;
+//! what is stored is always a leading run.
+
+use super::gate::Inside;
+use super::keeper::Room;
+use super::ring::Note;
+use super::{Parts, Rows, Store};
+use crate::directory::{Block, Commit, Entry};
+use crate::error::{Error, ErrorKind};
+use crate::key::Key;
+use crate::stats::add;
+use crate::units::{FrameId, Slot};
+use std::time::{Duration, Instant};
+
+/// How to put.
+#[derive(Clone, Debug)]
+pub struct PutOptions {
+    /// The key before the first one, where it is known: the batch is a piece of a longer chain.
+    pub parent: Option<Key>,
+    /// Each block is the child of the one before it; else every block is a root.
+    pub chained: bool,
+    /// How long to wait for calls in progress to give frames back; the store's default if none.
+    pub wait: Option<Duration>,
+}
+
+impl Default for PutOptions {
+    fn default() -> Self {
+        Self { parent: None, chained: true, wait: None }
+    }
+}
+
+/// One attempt at a batch.
+struct Round<'a> {
+    store: &'a Store,
+    keys: &'a [Key],
+    options: &'a PutOptions,
+    epoch: u32,
+    /// What is there, block by block; entries of this batch are added as they are stored.
+    entries: Vec<Option<Entry>>,
+    /// Slots pinned to keep the batch's own present blocks while room is made.
+    pins: Vec<Slot>,
+    /// Insert events, head first.
+    notes: Vec<Note>,
+    stored: u64,
+    duplicates: u64,
+    bytes: u64,
+    _inside: Inside<'a>,
+}
+
+impl Store {
+    /// Stores the longest leading run it can: blocks present are not copied again. Returns how
+    /// many leading blocks are stored now; never fails for load.
+    ///
+    /// # Errors
+    /// Closed; Layout where the rows don't fit the keys or the blocks. Nothing has changed then.
+    pub fn put(
+        &self,
+        keys: &[Key],
+        blocks: &Rows<'_>,
+        options: &PutOptions,
+    ) -> Result<usize, Error> {
+        self.check()?;
+        self.check_rows(keys, blocks)?;
+        let counters = &self.parts.counters;
+        let deadline = Instant::now() + options.wait.unwrap_or(self.put_wait);
+        let epoch = self.parts.directory.epoch();
+        let (mut leading, mut stored, mut duplicates) = (0, 0, 0);
+        while !self.is_poisoned() {
+            let mut round = Round::new(self, keys, options, epoch);
+            let before = std::mem::replace(&mut leading, round.run(blocks));
+            stored += round.stored;
+            duplicates += round.duplicates;
+            drop(round);
+            self.tidy(keys.len());
+            if leading == keys.len() || epoch != self.parts.directory.epoch() {
+                break;
+            }
+            // A key twice in a batch takes one frame: another round may get further.
+            let further = leading > before;
+            if !further && (self.deterministic || !self.gate.wait_for_one(deadline)) {
+                break;
+            }
+        }
+        if epoch != self.parts.directory.epoch() {
+            leading = 0;
+        }
+        add(&counters.put_duplicate, duplicates);
+        add(&counters.put_present, (leading as u64).saturating_sub(stored + duplicates));
+        add(&counters.put_short, (keys.len() - leading) as u64);
+        Ok(leading)
+    }
+
+    fn check_rows(&self, keys: &[Key], blocks: &Rows<'_>) -> Result<(), Error> {
+        if blocks.len() != keys.len() {
+            let message = format!("{} keys and {} blocks.", keys.len(), blocks.len());
+            let hint = "pass one row for each key.";
+            return Err(Error::new(ErrorKind::Layout, "KS-LAY-001", message, hint)
+                .with("keys", keys.len())
+                .with("blocks", blocks.len()));
+        }
+        let longest = blocks.largest_row();
+        if longest > self.block_bytes as usize {
+            let message = format!(
+                "a block of {longest} bytes in a store of {}-byte blocks.",
+                self.block_bytes
+            );
+            let hint = "pass rows of at most block_bytes, or open the store with larger blocks.";
+            return Err(Error::new(ErrorKind::Layout, "KS-LAY-002", message, hint)
+                .with("row_bytes", longest)
+                .with("block_bytes", self.block_bytes));
+        }
+        Ok(())
+    }
+
+    /// Frames for the last of `incoming` first, until there is no more room.
+    fn reserve_frames(&self, incoming: &[Key]) -> Vec<FrameId> {
+        let mut frames = Vec::with_capacity(incoming.len());
+        self.parts.frames.take(incoming.len(), &mut frames);
+        while frames.len() < incoming.len() {
+            let more = self.keep(|keeper, parts, budget| {
+                while let Some(left) = incoming.len().checked_sub(frames.len() + 1) {
+                    match keeper.make_room(parts, Some(incoming[left].words()), budget) {
+                        Room::Frame(frame) => frames.push(frame),
+                        Room::Nothing => return false,
+                        Room::Again => return true,
+                    }
+                }
+                false
+            });
+            if more != Some(true) {
+                break;
+            }
+        }
+        frames
+    }
+}
+
+impl<'a> Round<'a> {
+    fn new(store: &'a Store, keys: &'a [Key], options: &'a PutOptions, epoch: u32) -> Self {
+        Self {
+            store,
+            keys,
+            options,
+            epoch,
+            entries: Vec::with_capacity(keys.len()),
+            pins: Vec::new(),
+            notes: Vec::new(),
+            stored: 0,
+            duplicates: 0,
+            bytes: 0,
+            _inside: store.gate.enter(),
+        }
+    }
+
+    /// How many leading blocks are stored at the end.
+    fn run(&mut self, blocks: &Rows<'_>) -> usize {
+        self.find_and_pin();
+        // No more than fit: the tail of a chain longer than RAM takes nobody's place.
+        let missing = (0..self.keys.len()).filter(|i| self.entries[*i].is_none());
+        let missing: Vec<usize> = missing.take(self.store.frames_total() as usize + 1).collect();
+        if missing.is_empty() {
+            return self.keys.len();
+        }
+        let most = missing.len().min(self.store.frames_total() as usize);
+        let incoming: Vec<Key> = missing[..most].iter().map(|i| self.keys[*i]).collect();
+        let mut frames = self.store.reserve_frames(&incoming);
+        // The leading run that fits: up to the first missing block without a frame.
+        let end = missing.get(frames.len()).map_or(self.keys.len(), |first_short| *first_short);
+        let missing = &missing[..frames.len()];
+        for (i, frame) in missing.iter().zip(&frames) {
+            let region = self.store.arena.frame(*frame, blocks.row_bytes(*i) as u32);
+            self.store.arena.write(region, blocks, *i);
+        }
+        let mut leading = end;
+        let mut parent_is_pinned = false;
+        for (at, i) in missing.iter().enumerate() {
+            let goes_on = self.options.chained && missing.get(at + 1) == Some(&(i + 1));
+            let len = blocks.row_bytes(*i) as u32;
+            match self.commit(*i, frames[at], len, goes_on, parent_is_pinned) {
+                Some(pinned) => parent_is_pinned = pinned,
+                None => {
+                    for frame in frames.drain(at..) {
+                        self.store.parts.frames.give(frame);
+                    }
+                    leading = *i;
+                    break;
+                }
+            }
+        }
+        leading
+    }
+
+    /// Looks the batch up, and pins the last block of every linked piece that is there; one that
+    /// has gone by then is missing.
+    fn find_and_pin(&mut self) {
+        let directory = &self.store.parts.directory;
+        let unsure = directory.find(self.keys, &mut self.entries);
+        add(&self.store.parts.counters.spurious_misses, unsure);
+        let mut after: Option<Entry> = None;
+        for entry in self.entries.iter_mut().rev() {
+            *entry = entry.filter(|e| e.resident);
+            if let Some(here) = *entry {
+                let kept = after.is_some_and(|child| here.is_parent_of(&child));
+                if kept {
+                    // Its pinned descendant keeps it.
+                } else if directory.pin(here.slot, here.generation) {
+                    self.pins.push(here.slot);
+                } else {
+                    *entry = None;
+                }
+            }
+            after = *entry;
+        }
+    }
+
+    /// Commits block `i`; `Some(whether it is born with a pin for the next one)`, `None` where the
+    /// batch ends here.
+    fn commit(
+        &mut self,
+        i: usize,
+        frame: FrameId,
+        len: u32,
+        goes_on: bool,
+        parent_is_pinned: bool,
+    ) -> Option<bool> {
+        let store = self.store;
+        let directory = &store.parts.directory;
+        let parent = self.parent_of(i, parent_is_pinned);
+        let pins = 1 + u32::from(goes_on);
+        let key = self.keys[i];
+        let block = Block { key, parent, frame, len, epoch: self.epoch, pins };
+        let committed = directory.commit(&block);
+        // The event of a new block carries the parent's pin; nothing else needs it.
+        let carried = matches!(committed, Commit::Stored { refilled: false, .. });
+        if let (Some((slot, _)), false) = (parent, carried) {
+            directory.unpin(slot);
+        }
+        match committed {
+            Commit::Stored { entry, refilled } => {
+                let (slot, generation) = (entry.slot, entry.generation);
+                self.notes.push(Note::Insert { slot, generation, refilled });
+                self.entries[i] = Some(entry);
+                self.stored += 1;
+                self.bytes += u64::from(len);
+                Some(goes_on)
+            }
+            Commit::Present(entry) => {
+                store.parts.frames.give(frame);
+                self.entries[i] = Some(entry);
+                self.duplicates += 1;
+                Some(false)
+            }
+            Commit::Full | Commit::Stale => {
+                add(&store.parts.counters.index_full, u64::from(matches!(committed, Commit::Full)));
+                None
+            }
+        }
+    }
+
+    /// The parent of block `i`, with the pin that its insert event will drop. None: a root.
+    fn parent_of(&self, i: usize, is_pinned: bool) -> Option<(Slot, u32)> {
+        let directory = &self.store.parts.directory;
+        if !self.options.chained {
+            return None;
+        }
+        let before = i.checked_sub(1);
+        let entry = before.and_then(|before| self.entries[before]);
+        if let Some(entry) = entry
+            && (is_pinned || directory.pin(entry.slot, entry.generation))
+        {
+            return Some((entry.slot, entry.generation));
+        }
+        let key = before.map_or(self.options.parent, |before| Some(self.keys[before]));
+        let key = key.filter(|key| *key != self.keys[i])?;
+        // In RAM, a hole already, or a new hole that the head may fill later.
+        let there = directory.find_one(key);
+        let there = there.filter(|e| directory.pin(e.slot, e.generation));
+        let parent = there.or_else(|| directory.hole(key, self.epoch))?;
+        Some((parent.slot, parent.generation))
+    }
+}
+
+impl Drop for Round<'_> {
+    /// Tells the keeper, tail first, after the last commit; then the batch's own pins fall.
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.store.poisoned.store(true, std::sync::atomic::Ordering::Release);
+        }
+        let Parts { counters, directory, .. } = &self.store.parts;
+        add(&counters.puts, self.stored);
+        add(&counters.bytes_in, self.bytes);
+        counters.resident(self.epoch, self.stored as i64, self.bytes as i64);
+        for note in self.notes.drain(..).rev() {
+            self.store.tell(note);
+        }
+        for slot in self.pins.drain(..) {
+            directory.unpin(slot);
+        }
+    }
+}

@@ -1,0 +1,219 @@
+//! The store in Rust: what threads, panics and budgets can do to it. The Python tests hold the
+//! histories against a model.
+
+use super::*;
+use crate::key::Key;
+use std::time::Instant;
+
+const BLOCK: usize = 4096;
+
+fn open(frames: u64, deterministic: bool) -> Arc<Store> {
+    let mut config = StoreConfig::new(frames * BLOCK as u64, BLOCK as u64);
+    config.deterministic = deterministic;
+    match Store::open(&config) {
+        Ok(store) => store,
+        Err(error) => panic!("{error}"),
+    }
+}
+
+fn keys(range: std::ops::Range<u64>) -> Vec<Key> {
+    range.map(|n| Key::from_words([n.wrapping_mul(0x9E37_79B9_7F4A_7C15), n])).collect()
+}
+
+/// What a block of this key must hold: its first word, all over.
+fn bytes_of(keys: &[Key]) -> Vec<u8> {
+    keys.iter().flat_map(|key| key.words()[1].to_le_bytes().repeat(BLOCK / 8)).collect()
+}
+
+fn put(store: &Store, keys: &[Key]) -> usize {
+    let bytes = bytes_of(keys);
+    let rows = Rows::packed(&bytes, BLOCK);
+    store.put(keys, &rows, &PutOptions::default()).unwrap_or_else(|e| panic!("{e}"))
+}
+
+fn get(store: &Store, keys: &[Key]) -> usize {
+    let mut out = vec![0xEE; keys.len() * BLOCK];
+    let n = store.get(keys, &RowsMut::packed(&mut out, BLOCK)).unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!(out[..n * BLOCK], bytes_of(&keys[..n]), "other bytes than were put");
+    n
+}
+
+fn sound(store: &Store) -> Recount {
+    store.validate().unwrap_or_else(|wrong| panic!("{wrong:#?}"))
+}
+
+#[test]
+fn blocks_come_back_and_are_not_stored_twice() {
+    let store = open(8, true);
+    let chain = keys(0..5);
+    assert_eq!((put(&store, &chain), put(&store, &chain)), (5, 5));
+    assert_eq!(get(&store, &chain), 5);
+    assert_eq!(get(&store, &keys(3..9)), 2, "a run may begin in mid-chain");
+    let stats = store.stats();
+    assert_eq!((stats.puts, stats.put_present, stats.blocks), (5, 5, 5));
+    assert_eq!(sound(&store).evictable, 5);
+}
+
+#[test]
+fn a_chain_longer_than_ram_keeps_its_head() {
+    let store = open(8, true);
+    assert_eq!(put(&store, &keys(100..104)), 4);
+    let chain = keys(0..20);
+    assert_eq!(put(&store, &chain), 8);
+    assert_eq!((get(&store, &chain), store.stats().put_short), (8, 12));
+    sound(&store);
+}
+
+#[test]
+fn a_key_twice_in_a_batch_counts_as_present() {
+    let store = open(4, true);
+    let mut twice = keys(0..3);
+    twice.extend(keys(0..3));
+    assert_eq!(put(&store, &twice), 6);
+    assert_eq!(store.stats().puts, 3);
+    let one = vec![keys(7..8)[0]; 50];
+    assert_eq!(put(&store, &one), 50);
+    sound(&store);
+}
+
+#[test]
+fn a_lease_keeps_its_blocks_and_nothing_is_refused_for_others() {
+    let store = open(8, true);
+    let kept = keys(0..5);
+    assert_eq!(put(&store, &kept), 5);
+    let lease = store.lease(&kept, 5).unwrap_or_else(|e| panic!("{e}"));
+    for n in 1..20 {
+        assert_eq!(put(&store, &keys(n * 100..n * 100 + 4)), 3, "three frames are not leased");
+    }
+    assert_eq!((get(&store, &kept), sound(&store).evictable), (5, 3));
+    drop(lease);
+    assert_eq!(sound(&store).evictable, 8, "all handles dropped: everything can leave");
+    assert_eq!(put(&store, &keys(5000..5008)), 8);
+    sound(&store);
+}
+
+#[test]
+fn everything_leased_means_nothing_stored_and_nothing_changed() {
+    let store = open(4, true);
+    let kept = keys(0..4);
+    put(&store, &kept);
+    let lease = store.lease(&kept, 0).unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!(put(&store, &keys(10..12)), 0);
+    assert_eq!(store.stats().put_short, 2);
+    let too_many = store.lease(&keys(0..6), 5);
+    assert_eq!(too_many.err().map(|e| e.code), Some("KS-CAP-001"));
+    drop(lease);
+    assert_eq!(sound(&store).pins, 0);
+    assert_eq!(put(&store, &keys(10..12)), 2);
+}
+
+#[test]
+fn a_poisoned_store_misses_and_stores_nothing() {
+    let store = open(8, true);
+    let chain = keys(0..3);
+    put(&store, &chain);
+    store.fault_panic_under_lock();
+    assert_eq!((get(&store, &chain), put(&store, &keys(10..13))), (0, 0));
+    assert_eq!((store.match_prefix(&chain).ok(), store.stats().state), (Some(0), "poisoned"));
+}
+
+#[test]
+fn one_hold_of_the_lock_is_bounded_for_any_batch() {
+    let store = open(2000, false);
+    for round in 0..6 {
+        put(&store, &keys(round * 1500..round * 1500 + 1500));
+        get(&store, &keys(round * 1500..round * 1500 + 1500));
+    }
+    store.clear().unwrap_or_else(|e| panic!("{e}"));
+    let stats = store.stats();
+    assert!(stats.lock_blocks_max <= u64::from(LOCK_BLOCKS_MAX), "{}", stats.lock_blocks_max);
+    assert!(stats.lock_holds > 100 && stats.evictions > 1000);
+    sound(&store);
+}
+
+#[test]
+fn many_clears_in_a_row_leave_a_sound_store() {
+    let store = open(64, false);
+    for round in 0..200 {
+        put(&store, &keys(round..round + 20));
+        store.clear().unwrap_or_else(|e| panic!("{e}"));
+        assert_eq!(store.match_prefix(&keys(round..round + 20)).ok(), Some(0));
+    }
+    assert_eq!((sound(&store).blocks, store.stats().cleared), (0, 4000));
+    assert_eq!(store.stats().frames_free, 64);
+}
+
+#[test]
+fn a_put_waits_for_a_call_in_progress_to_give_frames_back() {
+    let store = open(8, false);
+    let all: Vec<_> = (0..8).filter_map(|_| store.parts.frames.take_one()).collect();
+    let inside = store.gate.enter();
+    std::thread::scope(|scope| {
+        let putter = scope.spawn(|| put(&store, &keys(0..3)));
+        std::thread::sleep(Duration::from_millis(30));
+        for frame in all {
+            store.parts.frames.give(frame);
+        }
+        drop(inside);
+        assert_eq!(putter.join().ok(), Some(3));
+    });
+    sound(&store);
+}
+
+#[test]
+fn two_threads_each_put_and_lease_sixty_percent() {
+    let store = open(100, false);
+    for round in 0..50 {
+        let begun = Instant::now();
+        let leased: Vec<usize> = std::thread::scope(|scope| {
+            let threads = [0, 1].map(|thread: u64| {
+                let store = &store;
+                scope.spawn(move || {
+                    let chain = keys(round * 1000 + thread * 100..round * 1000 + thread * 100 + 60);
+                    put(store, &chain);
+                    let lease = store.lease(&chain, 0).unwrap_or_else(|e| panic!("{e}"));
+                    lease.len()
+                })
+            });
+            threads.map(|t| t.join().unwrap_or(usize::MAX)).to_vec()
+        });
+        assert!(leased.iter().all(|n| *n <= 60), "{leased:?}");
+        assert!(begun.elapsed() < Duration::from_secs(20), "somebody waited");
+    }
+    sound(&store);
+}
+
+#[test]
+fn readers_see_right_bytes_or_a_miss_while_writers_evict() {
+    let store = open(40, false);
+    std::thread::scope(|scope| {
+        for thread in 0..2_u64 {
+            let store = &store;
+            scope.spawn(move || {
+                for i in 0..3_000_u64 {
+                    let start = (i * 7 + thread * 3) % 16 * 10;
+                    put(store, &keys(start..start + 10));
+                    if i % 64 == 0 {
+                        let _ = store.remove(&keys(start + 4..start + 6));
+                    }
+                    if i % 512 == 0 {
+                        let _ = store.clear();
+                    }
+                }
+            });
+            scope.spawn(move || {
+                let mut found = 0;
+                for i in 0..6_000_u64 {
+                    let start = (i * 5 + thread) % 16 * 10;
+                    found += get(store, &keys(start..start + 10));
+                    if let Ok(lease) = store.lease(&keys(start..start + 3), 0) {
+                        assert!(lease.len() <= 3);
+                    }
+                }
+                assert!(found > 0, "never a hit: nothing was tested");
+            });
+        }
+    });
+    let recount = sound(&store);
+    assert_eq!((recount.pins, recount.evictable), (0, recount.blocks));
+}

@@ -1,0 +1,96 @@
+//! The core store behind a Python object, until it is closed.
+//!
+//! Owns: the one strong reference that `close` takes away, and what is still told afterwards.
+//! Never does: anything with blocks. Invariants: the lock is held for a pointer's copy only, never
+//! while detached or waiting; after `close` the memory goes with the last call or lease.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+
+use keystow_core::error::{Error, ErrorKind};
+use keystow_core::stats::Stats;
+use keystow_core::store as core;
+use pyo3::prelude::*;
+
+use crate::errors::exception;
+use crate::make_keys::Identity;
+
+/// A store that may have been closed.
+pub struct Handle {
+    store: RwLock<Option<Arc<core::Store>>>,
+    /// Taken when the store was closed.
+    last: Mutex<Option<Stats>>,
+    /// Whose keys it takes.
+    pub identity: Identity,
+    /// Largest block, in bytes.
+    pub block_bytes: u64,
+}
+
+impl Handle {
+    /// A handle on an open store.
+    pub fn new(store: Arc<core::Store>, identity: Identity) -> Self {
+        let block_bytes = u64::from(store.block_bytes());
+        Self { store: RwLock::new(Some(store)), last: Mutex::new(None), identity, block_bytes }
+    }
+
+    /// The store, or StoreClosedError.
+    #[inline]
+    pub fn open(&self, py: Python<'_>) -> PyResult<Arc<core::Store>> {
+        self.current().ok_or_else(|| {
+            let message = "this store is closed.";
+            let hint = "open a new Store; leases taken before stay readable.";
+            exception(py, &Error::new(ErrorKind::Closed, "KS-CLO-001", message, hint))
+        })
+    }
+
+    /// Whether `close` has been called.
+    pub fn closed(&self) -> bool {
+        self.current().is_none()
+    }
+
+    /// Counters: live, or as they were when the store was closed.
+    pub fn stats(&self, py: Python<'_>) -> Stats {
+        if let Some(store) = self.current() {
+            return py.detach(move || store.stats());
+        }
+        self.last().clone().unwrap_or_default()
+    }
+
+    /// Closes the store once; later calls have nothing left to write.
+    pub fn close(&self, py: Python<'_>) -> core::Closed {
+        let taken = self.store.write().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(store) = taken else {
+            return core::Closed::default();
+        };
+        let (closed, stats) = py.detach(move || (store.close(), store.stats()));
+        *self.last() = Some(stats);
+        closed
+    }
+
+    fn current(&self) -> Option<Arc<core::Store>> {
+        // A panic can't happen while the lock is held, so a poisoned one is still right.
+        self.store.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn last(&self) -> MutexGuard<'_, Option<Stats>> {
+        self.last.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        if let Some(store) = self.store.get_mut().unwrap_or_else(PoisonError::into_inner).take() {
+            drop_detached(store);
+        }
+    }
+}
+
+/// Drops what may be the last hold on an arena, with the interpreter lock released: unmapping many
+/// GiB takes a while.
+pub fn drop_detached<T: Send>(value: T) {
+    let mut value = Some(value);
+    // Without an interpreter (it is going down) the value is dropped after this call.
+    let _ = Python::try_attach(|py| {
+        let value = value.take();
+        py.detach(move || drop(value));
+    });
+}

@@ -1,0 +1,56 @@
+//! `keystow._core`: the core as Python classes. Conversions only, no decisions.
+//!
+//! Owns: the shapes of Python arguments and results. Never does: parsing of options (the Python
+//! facade), anything about blocks (the core), or importing torch or numpy.
+//!
+//! Invariants: every class is frozen; what an address points to is held by whoever can reach it;
+//! no call waits, copies, or looks up more than `FEW_KEYS` keys while attached to the interpreter.
+//!
+//! One file a thing: `keys` and `make_keys`, `tokens`, `memory` (blocks and outs), `store` with its
+//! `handle`, `matched`, `lease`, `stats`; `options`, `refuse` and `errors` for what goes wrong.
+
+mod errors;
+mod handle;
+mod keys;
+mod lease;
+mod make_keys;
+mod matched;
+mod memory;
+mod options;
+mod refuse;
+mod show;
+mod stats;
+mod store;
+mod tokens;
+
+/// Keys that a lookup may take while attached: about as long as letting go and coming back.
+const FEW_KEYS: usize = 8;
+
+/// The compiled part of keystow; use it through ``import keystow``.
+#[pyo3::pymodule]
+mod _core {
+    #[pymodule_export]
+    use crate::keys::{Keys, keys_from_parts};
+    #[pymodule_export]
+    use crate::lease::Lease;
+    #[pymodule_export]
+    use crate::make_keys::{block_keys, fingerprint};
+    #[pymodule_export]
+    use crate::matched::Match;
+    #[pymodule_export]
+    use crate::stats::{Closed, Event, Stats};
+    #[pymodule_export]
+    use crate::store::Store;
+
+    #[pymodule_export]
+    #[allow(non_upper_case_globals, reason = "the name Python gives it")]
+    const __version__: &str = env!("CARGO_PKG_VERSION");
+
+    /// Whether the compiler optimised: figures of a build without are worthless.
+    #[pymodule_export]
+    const OPTIMISED: bool = !cfg!(debug_assertions);
+
+    /// Names of the eviction policies.
+    #[pymodule_export]
+    const POLICIES: &[&str] = keystow_core::store::PolicyKind::NAMES;
+}

@@ -1,0 +1,39 @@
+//! Plain options of verbs: seconds, priority, policy, and those that only later versions take.
+//!
+//! Owns: their ranges. Never does: defaults.
+
+use std::time::Duration;
+
+use keystow_core::store::PolicyKind;
+use pyo3::prelude::*;
+
+use crate::refuse;
+
+/// More than thirty years: whoever asks for that means no limit, and gets one that a clock can add.
+const SECONDS_MAX: f64 = 1e9;
+
+/// A time to wait.
+pub fn seconds(py: Python<'_>, name: &str, value: Option<f64>) -> PyResult<Option<Duration>> {
+    match value {
+        Some(seconds) if (0.0..=SECONDS_MAX).contains(&seconds) => {
+            Ok(Some(Duration::from_secs_f64(seconds)))
+        }
+        Some(seconds) => Err(refuse::bad_seconds(py, name, seconds)),
+        None => Ok(None),
+    }
+}
+
+/// -1, 0 or 1.
+pub fn priority(py: Python<'_>, value: i64) -> PyResult<()> {
+    if (-1..=1).contains(&value) { Ok(()) } else { Err(refuse::bad_priority(py, value)) }
+}
+
+/// An option that takes None until its feature is there.
+pub fn none_yet(name: &str, value: Option<&Bound<'_, PyAny>>) -> PyResult<()> {
+    value.map_or(Ok(()), |value| Err(refuse::not_built(value.py(), name)))
+}
+
+/// A policy by name.
+pub fn policy(py: Python<'_>, name: &str) -> PyResult<PolicyKind> {
+    PolicyKind::parse(name).ok_or_else(|| refuse::bad_choice(py, "policy", name, PolicyKind::NAMES))
+}

@@ -1,0 +1,226 @@
+"""The demo tells the truth: right figures over a right store, wrong bytes over a wrong one.
+
+Method: the packaged trace's first requests through the command line, in this process and in a
+child; the hit ratio against a set of ids; and stores that lie in ways a cache can lie, each of
+which must be reported.
+"""
+
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any, Self
+
+import pytest
+
+import keystow
+from keystow import cli, demo, trace
+
+REQUESTS = 200
+RAM = "512MiB"
+JSON = ["demo", "--requests", str(REQUESTS), "--ram", RAM, "--json"]
+
+
+def run_json(
+    arguments: list[str], open_store: Callable[..., Any] = keystow.Store
+) -> tuple[int, dict[str, Any]]:
+    """Run the demo with `arguments` in this process; return exit status and report."""
+    out = io.StringIO()
+    options = cli.parser().parse_args(arguments)
+    status = demo.run(options, open_store=open_store, out=out, progress_out=io.StringIO())
+    return status, json.loads(out.getvalue())
+
+
+def ideal_hits(requests: int) -> tuple[int, int]:
+    """Return blocks asked and leading blocks seen before, as a cache without limit has them."""
+    seen: set[int] = set()
+    asked = hits = 0
+    for number, request in enumerate(trace.packaged("conversation")):
+        if number == requests:
+            break
+        known = [block in seen for block in request.blocks]
+        asked += len(known)
+        hits += known.index(False) if False in known else len(known)
+        seen.update(request.blocks)
+    return asked, hits
+
+
+def test_figures_are_those_of_the_trace() -> None:
+    status, report = run_json(JSON)
+    asked, hits = ideal_hits(REQUESTS)
+    assert status == 0
+    assert report["evictions"] == 0, "the store holds these requests: the ideal applies"
+    assert (report["requests"], report["blocks"]) == (REQUESTS, asked)
+    assert report["blocks_hit"] == report["blocks_verified"] == hits > 0
+    assert report["prefix_hit_ratio"] == pytest.approx(hits / asked, abs=1e-6)
+    assert report["blocks_stored"] == asked - hits
+    assert report["wrong_blocks"] == report["wrong_bytes"] == 0
+    assert report["bytes_verified"] == report["get"]["bytes"] == hits * (64 << 10)
+    assert report["put"]["bytes"] == (asked - hits) * (64 << 10)
+    for verb in ("put", "get"):
+        assert 0 < report[verb]["p50_ms"] <= report[verb]["p99_ms"]
+    assert all(isinstance(line, str) for line in report["fallbacks"])
+
+
+def test_child_process_prints_one_object() -> None:
+    child = subprocess.run(
+        [sys.executable, "-m", "keystow", *JSON], capture_output=True, check=False, timeout=100
+    )
+    assert child.returncode == 0, child.stderr.decode()
+    report = json.loads(child.stdout)
+    asked, hits = ideal_hits(REQUESTS)
+    assert (report["blocks"], report["blocks_hit"], report["wrong_blocks"]) == (asked, hits, 0)
+
+
+@pytest.mark.parametrize("ram", ["64KiB", "1MiB", "3MiB"])
+def test_chains_longer_than_memory(ram: str) -> None:
+    status, report = run_json([*JSON, "--ram", ram])
+    assert status == 0
+    assert report["wrong_blocks"] == 0
+    assert report["blocks_unstored"] > 0, "no chain was longer than the memory: raise REQUESTS"
+    assert report["evictions"] > 0
+    assert report["blocks_hit"] > 0
+
+
+@pytest.mark.parametrize("block_bytes", ["33", "4096", "5000", "1MiB"])
+def test_any_block_size(block_bytes: str) -> None:
+    arguments = ["demo", "--json", "--requests", "20", "--ram", "64MiB"]
+    status, report = run_json([*arguments, "--block-bytes", block_bytes])
+    assert status == 0
+    assert report["blocks_verified"] > 0
+
+
+class Lying:
+    """A real store whose get does something to the rows it filled."""
+
+    def __init__(self, spoil: Callable[[list[bytearray]], None], **options: Any) -> None:
+        self._store = keystow.Store(**options)
+        self._spoil = spoil
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._store.close()
+
+    def get(self, keys: keystow.Keys, rows: list[bytearray]) -> int:
+        got = self._store.get(keys, rows)
+        self._spoil(rows[:got])
+        return got
+
+
+def flip_last_byte(rows: list[bytearray]) -> None:
+    rows[-1][-1] ^= 1
+
+
+def flip_a_middle_byte(rows: list[bytearray]) -> None:
+    rows[0][len(rows[0]) // 2 + 7] ^= 0x80
+
+
+def swap_rows(rows: list[bytearray]) -> None:
+    rows[0][:], rows[-1][:] = bytes(rows[-1]), bytes(rows[0])
+
+
+def swap_pages(rows: list[bytearray]) -> None:
+    rows[0][4096:8192], rows[0][8192:12288] = rows[0][8192:12288], rows[0][4096:8192]
+
+
+def shift_a_page(rows: list[bytearray]) -> None:
+    rows[0][:] = rows[0][4096:] + rows[0][:4096]
+
+
+def forget_the_tail(rows: list[bytearray]) -> None:
+    rows[-1][-100:] = bytes(100)
+
+
+def write_nothing(rows: list[bytearray]) -> None:
+    for row in rows:
+        row[:] = bytes(len(row))
+
+
+LIES = (
+    flip_last_byte,
+    flip_a_middle_byte,
+    swap_rows,
+    swap_pages,
+    shift_a_page,
+    forget_the_tail,
+    write_nothing,
+)
+
+
+@pytest.mark.parametrize("spoil", LIES, ids=lambda lie: lie.__name__)
+def test_lies_are_reported(spoil: Callable[[list[bytearray]], None]) -> None:
+    status, report = run_json(JSON, open_store=lambda **options: Lying(spoil, **options))
+    assert status == 1
+    assert report["wrong_blocks"] > 0
+    assert report["wrong_bytes"] >= report["wrong_blocks"]
+    assert report["first_wrong"].startswith("key ")
+    if spoil is flip_last_byte:
+        assert report["wrong_bytes"] == report["wrong_blocks"] == report["get"]["calls"]
+
+
+def test_stale_rows_do_not_pass() -> None:
+    """A get that leaves the rows of an earlier call in place is as wrong as any other."""
+
+    class Lazy(Lying):
+        def get(self, keys: keystow.Keys, rows: list[bytearray]) -> int:
+            return self._store.get(keys, [bytearray(row) for row in rows])
+
+    status, report = run_json(JSON, open_store=lambda **options: Lazy(swap_rows, **options))
+    assert status == 1
+    assert report["wrong_blocks"] == report["blocks_verified"] > 0
+
+
+def test_table_for_people(capfd: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["demo", "--requests", "50", "--ram", RAM]) == 0
+    shown = capfd.readouterr().out
+    for row in ("requests", "prefix hits", "prefill tokens saved", "put", "get", "wrong bytes"):
+        assert f"\n  {row} " in shown
+    assert "GB/s" in shown
+    assert "WRONG" not in shown
+
+
+def test_live_line_on_a_terminal_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr(demo, "TTY_PERIOD_S", 0.0)
+    monkeypatch.setattr(demo, "PLAIN_PERIOD_S", 0.0)
+    options = cli.parser().parse_args(["demo", "--requests", "5", "--ram", RAM])
+    live, plain = Terminal(), io.StringIO()
+    for progress_out in (live, plain):
+        assert demo.run(options, out=io.StringIO(), progress_out=progress_out) == 0
+    assert live.getvalue().count("\r") == 6, "five lines and the one that takes them away"
+    assert "\n" not in live.getvalue()
+    assert "\r" not in plain.getvalue()
+    assert plain.getvalue().count("\n") == 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--policy", "lrv"], "lru"),
+        (["--ram", "900TiB"], "ConfigError"),
+        (["--ram", "lots"], "--ram"),
+        (["--requests", "0"], "--requests"),
+        (["--block-bytes", "31"], "--block-bytes"),
+        (["--trace", "nobody"], "conversation"),
+    ],
+)
+def test_unusable_arguments(
+    arguments: list[str], said: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        status = cli.main(["demo", "--requests", "1", "--ram", RAM, *arguments])
+    except SystemExit as ended:
+        status = int(ended.code or 0)
+    assert status == cli.EXIT_UNUSABLE
+    shown = capfd.readouterr()
+    assert said in shown.err
+    assert shown.out == ""
