@@ -7,6 +7,7 @@ same ids take turns.
 from collections.abc import Iterator
 
 import numpy as np
+import numpy.typing as npt
 
 import keystow
 from timing import Figure, Work, interleave, scaled
@@ -14,6 +15,7 @@ from timing import Figure, Work, interleave, scaled
 BLOCK_TOKENS = 16
 VOCABULARY = 128_256
 LEAST_MILLION_TOKENS = 100.0
+Tokens = list[int] | npt.NDArray[np.int64] | npt.NDArray[np.uint32]
 
 
 def figures(*, quick: bool) -> Iterator[Figure]:
@@ -21,10 +23,14 @@ def figures(*, quick: bool) -> Iterator[Figure]:
     tokens, calls, rounds = (1024, 2, 2) if quick else (131_072, 32, 9)
     layout = keystow.Layout.opaque("bench/v1", block_bytes=4096, block_tokens=BLOCK_TOKENS)
     ids = np.random.default_rng(3).integers(0, VOCABULARY, tokens)
-    forms = {"int64 buffer": ids, "uint32 buffer": ids.astype(np.uint32), "list": ids.tolist()}
+    forms: dict[str, Tokens] = {
+        "int64 buffer": ids,
+        "uint32 buffer": ids.astype(np.uint32),
+        "list": ids.tolist(),
+    }
     expected = bytes(keystow.block_keys(ids, layout=layout))
 
-    def work_of(form: object) -> Work:
+    def work_of(form: Tokens) -> Work:
         if bytes(keystow.block_keys(form, layout=layout)) != expected:
             raise AssertionError("the keys depend on the form of the tokens")
 

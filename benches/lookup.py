@@ -27,7 +27,8 @@ CARGO_TIMEOUT_S = 900
 
 def filled_store(keys: np.ndarray, entries: int) -> keystow.Store:
     """A store that holds one byte under every key, each block a root."""
-    store = keystow.Store(block_bytes=1, ram=entries * FRAME_BYTES)
+    # One sixteenth more: a store keeps some frames free ahead of need.
+    store = keystow.Store(block_bytes=1, ram=entries * 17 // 16 * FRAME_BYTES)
     row = bytes(BATCH)
     for start in range(0, entries, BATCH):
         part = keys[start : start + BATCH]

@@ -1,6 +1,7 @@
 # The types of keystow._core. What each does stands in the docstrings of the classes themselves.
 from collections.abc import Iterable, Iterator, Sequence
 from typing import (
+    Any,
     Final,
     Literal,
     NoReturn,
@@ -12,7 +13,7 @@ from typing import (
     overload,
 )
 
-from typing_extensions import Buffer
+from typing_extensions import Buffer, disjoint_base
 
 from keystow.layout import Layout
 
@@ -41,6 +42,11 @@ class _Tensor(Protocol):
     def data_ptr(self) -> int: ...
     def is_contiguous(self) -> bool: ...
 
+class _Array(Protocol):
+    # A numpy array, which typing knows as a Buffer from Python 3.12 on only.
+    @property
+    def __array_interface__(self) -> dict[str, Any]: ...
+
 class _Layout(Protocol):
     # keystow.Layout, by what is asked of it.
     @property
@@ -48,7 +54,7 @@ class _Layout(Protocol):
     @property
     def block_tokens(self) -> int | None: ...
 
-_Memory: TypeAlias = Buffer | _Tensor
+_Memory: TypeAlias = Buffer | _Array | _Tensor
 _Blocks: TypeAlias = _Memory | Sequence[_Memory]
 _AnyKeys: TypeAlias = Keys | _Memory | Sequence[bytes]
 _Tokens: TypeAlias = Iterable[int] | _Memory
@@ -56,7 +62,7 @@ _Extra: TypeAlias = Iterable[tuple[int, int, bytes]]
 _Parent: TypeAlias = Keys | bytes
 
 @final
-class Keys:
+class Keys(Buffer):
     @classmethod
     def of(
         cls,
@@ -81,7 +87,6 @@ class Keys:
     def __iter__(self) -> Iterator[bytes]: ...
     def __eq__(self, other: object, /) -> bool: ...
     def __hash__(self) -> int: ...
-    def __buffer__(self, flags: int, /) -> memoryview: ...
     def __copy__(self) -> Keys: ...
     def __deepcopy__(self, _memo: dict[int, object]) -> Keys: ...
     def __reduce__(self) -> tuple[object, tuple[bytes, bytes, bytes | None, int | None]]: ...
@@ -215,6 +220,7 @@ class Closed:
     def __ne__(self, other: object, /) -> bool: ...
     def __hash__(self) -> int: ...
 
+@disjoint_base
 class Store:
     def __new__(
         cls,

@@ -98,7 +98,7 @@ _REFUSED_FAMILIES = {
     _SHARED: "mllama mllama_text_model",
 }
 
-_HYBRID_PREFIXES = ("mamba", "ssm_", "linear_", "lru_", "rwkv")
+_HYBRID_PREFIXES = ("mamba", "ssm_", "linear_attn", "linear_conv", "linear_key", "lru_", "rwkv")
 _HYBRID_FIELDS = (
     "attn_layer_period",
     "block_types",
@@ -286,7 +286,7 @@ def _refuse_fields(config: Mapping[str, object], model_type: str) -> None:
         hybrid = name in _HYBRID_FIELDS or name.startswith(_HYBRID_PREFIXES)
         if hybrid and value not in (None, False):
             raise _refused(_HYBRID, f"the config has {name}")
-    for name in ("num_kv_shared_layers", "cross_attention_layers", "index_topk"):
+    for name in ("num_kv_shared_layers", "cross_attention_layers", "use_cla", "index_topk"):
         if config.get(name):
             raise _refused(_SHARED, f"{name} {config[name]}")
     width = config.get("v_head_dim")

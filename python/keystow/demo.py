@@ -96,16 +96,29 @@ class Tally:
     get: Calls = field(default_factory=Calls)
 
 
-class Replay:
-    """Requests through a store, one after another, through one reused buffer of rows."""
+class Buffers:
+    """The demo's own memory: rows for one call, what a row must hold, and zeroes.
 
-    def __init__(self, store: Store, block_bytes: int, chain_blocks_max: int) -> None:
+    It is made before the store: while an arena is faulted in, a process maps new memory slowly.
+    """
+
+    def __init__(self, block_bytes: int, chain_blocks_max: int) -> None:
+        count = min(max(1, chain_blocks_max), max(1, BUFFER_BYTES_MAX // block_bytes))
+        self.rows = [bytearray(block_bytes) for _ in range(count)]
+        self.expected = bytearray(block_bytes)
+        self.blank = bytearray(block_bytes)
+        self.pattern = Pattern(block_bytes)
+
+
+class Replay:
+    """Requests through a store, one after another, through the same rows."""
+
+    def __init__(self, store: Store, buffers: Buffers) -> None:
         self._store = store
-        self._pattern = Pattern(block_bytes)
-        rows = min(max(1, chain_blocks_max), max(1, BUFFER_BYTES_MAX // block_bytes))
-        self._rows = [bytearray(block_bytes) for _ in range(rows)]
-        self._expected = bytearray(block_bytes)
-        self._blank = bytearray(block_bytes)
+        self._pattern = buffers.pattern
+        self._rows = buffers.rows
+        self._expected = buffers.expected
+        self._blank = buffers.blank
         self.tally = Tally()
 
     def serve(self, request: Request) -> None:
@@ -214,11 +227,12 @@ def replay(
     """Replay the trace that `options` names and return every figure of the report."""
     requests = list(itertools.islice(packaged(options.trace), options.requests))
     chain_blocks_max = max((len(request.blocks) for request in requests), default=0)
+    buffers = Buffers(options.block_bytes, chain_blocks_max)
     began_s = time.monotonic()
     with open_store(
         block_bytes=options.block_bytes, ram=options.ram, policy=options.policy
     ) as store:
-        run = Replay(store, options.block_bytes, chain_blocks_max)
+        run = Replay(store, buffers)
         progress = Progress(progress_out, len(requests))
         try:
             for request in requests:

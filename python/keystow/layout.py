@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from keystow import _core
-from keystow.attention import DTYPE_BYTES, Attention, dtype_name, read_attention
+from keystow.attention import DTYPE_BYTES, dtype_name, read_attention
 from keystow.errors import LayoutError
 
 if TYPE_CHECKING:
@@ -23,7 +23,8 @@ _FORMAT = 1
 # Facts about a config file, not about the model; keys that start with "_" are left out too.
 _VOLATILE = frozenset({"transformers_version", "torch_dtype", "dtype", "name_or_path"})
 
-_SIZE_MAX = 1 << 40
+_BLOCK_BYTES_MAX = 1 << 40
+_BLOCK_TOKENS_MAX = 1 << 20
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -56,7 +57,8 @@ class Layout:
     ) -> Layout:
         """Lay out the blocks of one rank of a model.
 
-        ``config``: a ``config.json``, a folder with one, or its content as a mapping.
+        ``config``: a ``config.json``, a folder with one, or its content, as it is on disk, as a
+        mapping (defaults filled in by a library would be another layout).
         ``block_tokens``: tokens a block. ``kv_dtype``: ``"auto"`` (the config's dtype, else bf16),
         ``"bf16"``, ``"fp16"``, ``"fp32"``, ``"fp8"`` (= ``"fp8_e4m3"``), ``"fp8_e5m2"``,
         ``"int8"``, or torch's names.
@@ -73,9 +75,9 @@ class Layout:
         grouped-query attention in every layer, for missing fields, and for heads or layers that
         don't divide.
         """
-        content = config if isinstance(config, Mapping) else _load(Path(config))
+        content = config if isinstance(config, Mapping) else _load(config)
         attention = read_attention(content)
-        tokens = _positive(block_tokens, "block_tokens")
+        tokens = _positive(block_tokens, "block_tokens", _BLOCK_TOKENS_MAX)
         dtype = dtype_name(attention.dtype if kv_dtype == "auto" else kv_dtype)
         first_head, heads = _split_heads(attention.kv_heads, *_rank(tp, "tp"))
         first_layer, layers = _split_layers(attention.layers, *_rank(pp, "pp"))
@@ -106,8 +108,10 @@ class Layout:
 
         Raises LayoutError for sizes that are not whole numbers above 0.
         """
-        size = _positive(block_bytes, "block_bytes")
-        tokens = None if block_tokens is None else _positive(block_tokens, "block_tokens")
+        size = _positive(block_bytes, "block_bytes", _BLOCK_BYTES_MAX)
+        tokens = block_tokens
+        if tokens is not None:
+            tokens = _positive(tokens, "block_tokens", _BLOCK_TOKENS_MAX)
         description = {
             "format": _FORMAT,
             "kind": "opaque",
@@ -138,19 +142,21 @@ class Layout:
         if said["kind"] == "opaque":
             tokens = "" if self.block_tokens is None else f", {self.block_tokens} tokens"
             return f"Layout({said['name']!r}, {self.block_bytes:,} bytes a block{tokens})"
-        layers, _, tokens, heads, dim = self.shape
+        layers, _, tokens_each, heads, dim = self.shape
         return (
-            f"Layout({said['model_type']}, {layers} layers x 2 x {tokens} tokens x {heads} heads x "
-            f"{dim} x {DTYPE_BYTES[said['kv_dtype']]} bytes ({said['kv_dtype']}) = "
+            f"Layout({said['model_type']}, {layers} layers x 2 x {tokens_each} tokens x "
+            f"{heads} heads x {dim} x {DTYPE_BYTES[said['kv_dtype']]} bytes ({said['kv_dtype']}) = "
             f"{self.block_bytes:,} bytes a block)"
         )
 
 
-def _load(path: Path) -> Mapping[str, object]:
-    file = path / "config.json" if path.is_dir() else path
+def _load(config: object) -> Mapping[str, object]:
+    file = config
     try:
+        path = Path(config)  # type: ignore[arg-type] # what is no path raises TypeError
+        file = path / "config.json" if path.is_dir() else path
         content = json.loads(file.read_bytes())
-    except (OSError, ValueError) as cause:
+    except (OSError, TypeError, ValueError) as cause:
         raise LayoutError(
             f"{file} can't be read as a model's config: {cause}.",
             code="KS-LAY-201",
@@ -207,11 +213,11 @@ def _rank(pair: tuple[int, int], name: str) -> tuple[int, int]:
     )
 
 
-def _positive(value: int, name: str) -> int:
-    if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= _SIZE_MAX:
+def _positive(value: int, name: str, most: int) -> int:
+    if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= most:
         return value
     raise LayoutError(
-        f"{name}={value!r} is no whole number from 1 to 2^40.",
+        f"{name}={value!r} is no whole number from 1 to {most:,}.",
         code="KS-LAY-208",
         hint=f"give {name} as an int.",
         context={name: value},

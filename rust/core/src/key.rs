@@ -13,8 +13,8 @@
 //! ```text
 //! key32   = parent (16 bytes, zeros for a root) || fingerprint (16 bytes)
 //! message = token ids as little-endian u32
-//!           then per overlapping extra, ascending by (start, end, digest) as written here:
-//!           start u32 || end u32 (positions within the block, clipped to it) || length u8 || digest
+//!           then per overlapping extra, ascending by (start, end, digest) as hashed:
+//!           start u32 || end u32 (positions within the block, clipped) || length u8 || digest
 //! key     = first 16 bytes of BLAKE3 keyed_hash(key32, message)
 //! ```
 //!

@@ -51,6 +51,7 @@ pub mod error;
 pub mod event;
 pub mod key;
 mod policy;
+pub mod replay;
 pub mod stats;
 pub mod store;
 mod sync;

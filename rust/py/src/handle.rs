@@ -7,12 +7,12 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use keystow_core::error::{Error, ErrorKind};
-use keystow_core::stats::Stats;
 use keystow_core::store as core;
 use pyo3::prelude::*;
 
 use crate::errors::exception;
 use crate::make_keys::Identity;
+use crate::stats::Stats;
 
 /// A store that may have been closed.
 pub struct Handle {
@@ -50,7 +50,7 @@ impl Handle {
     /// Counters: live, or as they were when the store was closed.
     pub fn stats(&self, py: Python<'_>) -> Stats {
         if let Some(store) = self.current() {
-            return py.detach(move || store.stats());
+            return py.detach(move || Stats::of(&store));
         }
         self.last().clone().unwrap_or_default()
     }
@@ -61,7 +61,7 @@ impl Handle {
         let Some(store) = taken else {
             return core::Closed::default();
         };
-        let (closed, stats) = py.detach(move || (store.close(), store.stats()));
+        let (closed, stats) = py.detach(move || (store.close(), Stats::of(&store)));
         *self.last() = Some(stats);
         closed
     }

@@ -103,7 +103,7 @@ impl Keys {
         hashes: &Bound<'_, PyAny>,
         layout: &Bound<'_, PyAny>,
         namespace: &str,
-        width: Option<usize>,
+        width: Option<i64>,
         salt: Namespace,
     ) -> PyResult<Self> {
         let identity = make_keys::Identity::of(layout, namespace.as_bytes(), &salt.0)?;

@@ -5,9 +5,9 @@
 //! long as Python can reach it, whatever else is released, removed or closed.
 
 use std::ffi::c_int;
+use std::process;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use keystow_core::arena::fork_count;
 use keystow_core::error::{Error, ErrorKind};
 use keystow_core::store as core;
 use pyo3::exceptions::PyIndexError;
@@ -21,13 +21,14 @@ use crate::handle::drop_detached;
 /// Pins that go with their last holder, outside the interpreter lock.
 pub struct Pinned {
     lease: Option<core::Lease>,
-    forks: u64,
+    /// The process whose memory it is.
+    process: u32,
 }
 
 impl Pinned {
     /// Pins to be shared.
     pub fn new(lease: core::Lease) -> Arc<Self> {
-        Arc::new(Self { lease: Some(lease), forks: fork_count() })
+        Arc::new(Self { lease: Some(lease), process: process::id() })
     }
 
     /// Number of blocks.
@@ -77,7 +78,7 @@ impl Lease {
             let hint = "take views inside the with block, or a new lease: store.lease(keys).";
             return Err(exception(py, &Error::new(ErrorKind::Closed, "KS-CLO-003", message, hint)));
         };
-        if pinned.forks != fork_count() {
+        if pinned.process != process::id() {
             let message = "a forked child has no copy of the blocks.";
             let hint = "open a Store in the child, or start it with the spawn method.";
             return Err(exception(py, &Error::new(ErrorKind::Closed, "KS-CLO-002", message, hint)));

@@ -42,8 +42,9 @@ impl Identity {
     /// The identity of a `Layout` under a namespace and a salt.
     pub fn of(layout: &Bound<'_, PyAny>, namespace: &[u8], salt: &[u8]) -> PyResult<Self> {
         let py = layout.py();
-        let description = layout.getattr(intern!(py, "canonical"))?;
-        let description = description.cast::<PyBytes>()?;
+        let description = layout.getattr(intern!(py, "canonical")).ok();
+        let description = description.and_then(|it| it.cast_into::<PyBytes>().ok());
+        let description = description.ok_or_else(|| refuse::not_layout(layout))?;
         let block_tokens = layout.getattr(intern!(py, "block_tokens"))?.extract()?;
         let fingerprint = Fingerprint::new(description.as_bytes(), namespace, salt);
         Ok(Self { fingerprint, block_tokens })
@@ -113,7 +114,7 @@ pub fn of_tokens(
 /// Keys of an engine's own hashes: a list of bytes, or packed with a width.
 pub fn of_hashes(
     hashes: &Bound<'_, PyAny>,
-    width: Option<usize>,
+    width: Option<i64>,
     identity: &Identity,
 ) -> PyResult<Keys> {
     let py = hashes.py();
@@ -123,8 +124,11 @@ pub fn of_hashes(
             return Err(refuse::bad_width(py, "packed hashes without a width.".into()));
         }
         None => hash_items(hashes, "hashes", print)?,
-        Some(0) => return Err(refuse::bad_width(py, "width=0 cuts nothing.".into())),
+        Some(width) if width <= 0 => {
+            return Err(refuse::bad_width(py, format!("width={width} cuts nothing.")));
+        }
         Some(width) => {
+            let width = width as usize;
             if !exports_buffer(hashes) {
                 return Err(refuse::bad_width(py, "width= goes with one packed buffer.".into()));
             }

@@ -9,7 +9,7 @@
 //! Another thread that resizes a tensor, or writes what a put reads, races with the call, as with
 //! any library that lets go of the interpreter lock.
 
-use keystow_core::arena::{Rows, RowsMut};
+use keystow_core::store::{Rows, RowsMut};
 use pyo3::buffer::PyUntypedBuffer;
 use pyo3::exceptions::PyBufferError;
 use pyo3::ffi;

@@ -23,6 +23,11 @@ pub fn seconds(py: Python<'_>, name: &str, value: Option<f64>) -> PyResult<Optio
     }
 }
 
+/// A number of things.
+pub fn count(py: Python<'_>, name: &str, value: i64) -> PyResult<usize> {
+    usize::try_from(value).map_err(|_| refuse::bad_count(py, name, value))
+}
+
 /// -1, 0 or 1.
 pub fn priority(py: Python<'_>, value: i64) -> PyResult<()> {
     if (-1..=1).contains(&value) { Ok(()) } else { Err(refuse::bad_priority(py, value)) }

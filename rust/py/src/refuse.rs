@@ -1,6 +1,6 @@
 //! The errors of arguments: what was passed, with its shape, and the way out.
 //!
-//! Owns: wording and codes (`KS-LAY-1nn`, `KS-KEY-1nn`, `KS-CFG-1nn` from 150). Never does:
+//! Owns: wording and codes (`KS-LAY-1nn`, `KS-KEY-1nn`, `KS-CFG-15n`). Never does:
 //! checking. Invariant: a code never changes its meaning.
 
 use keystow_core::error::{Error, ErrorKind};
@@ -58,6 +58,11 @@ pub fn not_memory(object: &Bound<'_, PyAny>, name: &Name<'_>) -> PyErr {
 pub fn unreadable(object: &Bound<'_, PyAny>, name: &Name<'_>, cause: PyErr) -> PyErr {
     let py = object.py();
     let what = describe(object);
+    let axes = object.getattr("ndim").and_then(|it| it.extract::<usize>());
+    if matches!(axes, Ok(0)) {
+        let message = format!("{name} is {what}, a single value without an axis.");
+        return exception(py, &layout("KS-LAY-103", message, FORMS));
+    }
     let message = format!("{name} is {what}, whose memory can't be reached: {cause}.");
     let hint = "pass a plain strided array; a dtype that numpy does not know goes as \
                 array.view(numpy.uint8) or numpy.uint16.";
@@ -123,6 +128,13 @@ pub fn not_tokens(object: &Bound<'_, PyAny>) -> PyErr {
     let hint = "pass a list of ints, or a one-dimensional integer array (numpy, torch on the CPU, \
                 array, memoryview).";
     exception(object.py(), &layout("KS-LAY-111", message, hint))
+}
+
+/// KS-LAY-112: something else where a layout belongs.
+pub fn not_layout(object: &Bound<'_, PyAny>) -> PyErr {
+    let message = format!("layout is {}, not a Layout.", describe(object));
+    let hint = "pass Layout.from_model(\"config.json\", ...) or Layout.opaque(name, ...).";
+    exception(object.py(), &layout("KS-LAY-112", message, hint))
 }
 
 /// KS-KEY-101: keys of another store.
@@ -216,6 +228,13 @@ pub fn bad_choice(py: Python<'_>, name: &str, value: &str, known: &[&str]) -> Py
     let message = format!("{name}={value:?} is unknown.");
     let hint = format!("use one of: {}.", known.join(", "));
     exception(py, &Error::new(ErrorKind::Config, "KS-CFG-153", message, hint))
+}
+
+/// KS-CFG-154: fewer than none.
+pub fn bad_count(py: Python<'_>, name: &str, value: i64) -> PyErr {
+    let message = format!("{name}={value} is no number of things.");
+    let hint = format!("give {name}= a whole number from 0.");
+    exception(py, &Error::new(ErrorKind::Config, "KS-CFG-154", message, hint))
 }
 
 fn hex(bytes: &[u8]) -> String {

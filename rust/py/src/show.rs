@@ -2,10 +2,11 @@
 //!
 //! Owns: rounding and units. Never does: anything a program should rely on.
 
-use keystow_core::stats::Stats;
 use keystow_core::store::Recount;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
+
+use crate::stats::Stats;
 
 const UNITS: [(&str, u64); 4] =
     [("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];

@@ -2,9 +2,9 @@
 //!
 //! Owns: the Python classes and their order of fields. Never does: counting.
 
-use keystow_core::event::{self as core_event, EventKind};
-use keystow_core::stats as core_stats;
+use keystow_core::error::Error;
 use keystow_core::store as core;
+use keystow_core::store::EventKind;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyIterator, PyTuple};
 
@@ -17,22 +17,22 @@ macro_rules! stats {
         /// put_present + put_duplicate + put_short`` = blocks asked of put; ``blocks`` = ``puts -
         /// evictions - removed - cleared``.
         #[pyclass(frozen, eq, module = "keystow._core")]
-        #[derive(Clone, PartialEq, Eq)]
+        #[derive(Clone, Default, PartialEq, Eq)]
         pub struct Stats {
             /// ``open``, ``closed`` or ``poisoned`` (after an internal fault: lookups miss).
             #[pyo3(get)]
-            state: &'static str,
-            $($(#[doc = $doc])* #[pyo3(get)] $field: u64,)+
+            pub(crate) state: &'static str,
+            $($(#[doc = $doc])* #[pyo3(get)] pub(crate) $field: u64,)+
             fallbacks: Vec<String>,
         }
 
-        impl From<core_stats::Stats> for Stats {
-            fn from(stats: core_stats::Stats) -> Self {
+        impl Stats {
+            /// The counters of a store now.
+            pub fn of(store: &core::Store) -> Self {
+                let stats = store.stats();
                 Self { state: stats.state, $($field: stats.$field,)+ fallbacks: stats.fallbacks }
             }
-        }
 
-        impl Stats {
             fn numbers(&self) -> Vec<(&'static str, u64)> {
                 vec![$((stringify!($field), self.$field)),+]
             }
@@ -143,14 +143,20 @@ pub struct Event {
     tier: &'static str,
 }
 
-impl From<core_event::Event> for Event {
-    fn from(event: core_event::Event) -> Self {
-        let kind = match event.kind {
-            EventKind::Stored => "stored",
-            EventKind::Removed => "removed",
-            EventKind::Cleared => "cleared",
-        };
-        Self { sequence: event.sequence, kind, key: event.key.map(|key| key.0), tier: event.tier }
+impl Event {
+    /// What happened in a store since the last call.
+    pub fn take(store: &core::Store) -> Result<Vec<Self>, Error> {
+        let events = store.events()?.into_iter().map(|event| Self {
+            sequence: event.sequence,
+            kind: match event.kind {
+                EventKind::Stored => "stored",
+                EventKind::Removed => "removed",
+                EventKind::Cleared => "cleared",
+            },
+            key: event.key.map(|key| key.0),
+            tier: event.tier,
+        });
+        Ok(events.collect())
     }
 }
 

@@ -7,7 +7,6 @@
 
 use std::sync::Arc;
 
-use keystow_core::arena::Prefault;
 use keystow_core::error::Error;
 use keystow_core::key::Key;
 use keystow_core::store as core;
@@ -78,7 +77,7 @@ impl Store {
             block_bytes,
             policy: options::policy(py, &policy)?,
             deterministic,
-            prefault: if prefault_now { Prefault::Now } else { Prefault::Background },
+            prefault: if prefault_now { core::Prefault::Now } else { core::Prefault::Background },
             put_wait: options::seconds(py, "put_wait_s", Some(put_wait_s))?.unwrap_or_default(),
         };
         let store = py.detach(|| core::Store::open(&config)).or_raise(py)?;
@@ -196,7 +195,7 @@ impl Store {
             let found = core::Matched { blocks, ram: blocks, ssd: 0, bytes, ..run };
             Ok((found, Some(Pinned::new(lease))))
         };
-        let few = packed.len() <= FEW_KEYS;
+        let few = packed.len() <= FEW_KEYS && !pin;
         let (found, pinned) = if few { call() } else { py.detach(call) }.or_raise(py)?;
         Ok(Match::new(Arc::clone(&self.handle), packed, found, pinned))
     }
@@ -215,8 +214,9 @@ impl Store {
     ///
     /// Raises CapacityError if there are fewer than ``min_blocks``; then nothing stays pinned.
     #[pyo3(signature = (keys, min_blocks=0))]
-    fn lease(&self, keys: &Bound<'_, PyAny>, min_blocks: usize) -> PyResult<Lease> {
+    fn lease(&self, keys: &Bound<'_, PyAny>, min_blocks: i64) -> PyResult<Lease> {
         let py = keys.py();
+        let min_blocks = options::count(py, "min_blocks", min_blocks)?;
         let asked = Asked::of(keys, &self.handle.identity.fingerprint)?;
         let store = self.handle.open(py)?;
         let lease = py.detach(|| store.lease(&asked.packed, min_blocks)).or_raise(py)?;
@@ -260,15 +260,14 @@ impl Store {
 
     /// Counters: ``Stats``. Works after close too.
     fn stats(&self, py: Python<'_>) -> Stats {
-        self.handle.stats(py).into()
+        self.handle.stats(py)
     }
 
     /// Changes since the last call, oldest first: a list of ``Event``. Bounded: what nobody
     /// fetches is dropped and counted in ``stats().events_dropped``.
     fn events(&self, py: Python<'_>) -> PyResult<Vec<Event>> {
         let store = self.handle.open(py)?;
-        let events = py.detach(|| store.events()).or_raise(py)?;
-        Ok(events.into_iter().map(Event::from).collect())
+        py.detach(|| Event::take(&store)).or_raise(py)
     }
 
     /// Keys of the full blocks of ``tokens`` under this store's layout, namespace and salt.
@@ -286,7 +285,7 @@ impl Store {
 
     /// Keys of an engine's own block hashes, as ``Keys.of``.
     #[pyo3(signature = (hashes, width=None))]
-    fn keys_of(&self, hashes: &Bound<'_, PyAny>, width: Option<usize>) -> PyResult<Keys> {
+    fn keys_of(&self, hashes: &Bound<'_, PyAny>, width: Option<i64>) -> PyResult<Keys> {
         make_keys::of_hashes(hashes, width, &self.handle.identity)
     }
 

@@ -18,9 +18,9 @@ use super::Prefault;
 use super::fork::fork_count;
 use super::mapping::{HUGE_PAGE_BYTES, Mapping};
 
-/// Faulted in by one call. Fresh memory of a virtual machine comes at about 0.4 GB/s, so this is
-/// also how long a drop may wait: some 40 ms.
-const STEP_BYTES: u64 = 16 << 20;
+/// Faulted in by one call. Fresh memory of a virtual machine comes at about 0.4 GB/s, and a mapping
+/// call of another thread waits for the one under way, as does a drop: some 10 ms.
+const STEP_BYTES: u64 = 4 << 20;
 const PAGE_BYTES: u64 = 4096;
 const THREADS_MAX: usize = 4;
 

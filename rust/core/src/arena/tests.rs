@@ -1,3 +1,5 @@
+//! The arena as a whole: round trips, bounds, prefaulting, forks.
+
 use std::time::{Duration, Instant};
 
 use super::*;

@@ -143,6 +143,11 @@ impl Directory {
         !header.state().has(HIDDEN) && header.epoch() == self.epoch() as u16
     }
 
+    /// Headers that name this one as their parent, under the keeper's lock.
+    pub(crate) fn children(&self, slot: Slot) -> u32 {
+        self.header(slot).kids().1
+    }
+
     /// The next older block of a linked piece.
     pub(crate) fn parent_of(&self, slot: Slot) -> Option<(Slot, u32)> {
         self.header(slot).parent()

@@ -35,8 +35,8 @@ use stack::Stack;
 use state::{HIDDEN, Kind, State};
 use std::hash::{BuildHasher, Hasher};
 
-/// Keys looked up together: enough to hide one cache miss behind the others.
-const CHUNK: usize = 64;
+/// Keys between one step of a lookup and the next: enough to hide a cache miss behind the others.
+const AHEAD: usize = 16;
 
 /// What a lookup found: a header in one generation, and its parent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -180,50 +180,59 @@ impl Directory {
         })
     }
 
-    /// Looks up at most `CHUNK` keys, in three passes so that their cache misses overlap.
+    /// Looks keys up in order until `each` is done. Three steps a key, `AHEAD` keys apart, so that
+    /// cache misses overlap at every moment: ask for the bin; find the entry in it and ask for the
+    /// header; read the header. A guess that no longer holds is searched for again.
     #[inline]
-    fn find_chunk(&self, keys: &[Key], mut each: impl FnMut(Search<Entry>) -> bool) {
+    fn find_each(&self, keys: &[Key], mut each: impl FnMut(Search<Entry>) -> bool) {
         let epoch = self.epoch() as u16;
-        let mut places = [Place::default(); CHUNK];
-        for (place, key) in places.iter_mut().zip(keys) {
-            *place = self.bins.place(key.words());
-            self.bins.prefetch(*place);
-        }
-        for place in &places[..keys.len()] {
-            if let Some(slot) = self.bins.guess(*place) {
-                prefetch(self.header(slot));
+        let mut ring = [(Place::default(), None); 2 * AHEAD];
+        for step in 0..keys.len() + 2 * AHEAD {
+            let now = step % (2 * AHEAD);
+            if let Some(key) = step.checked_sub(2 * AHEAD).map(|at| &keys[at]) {
+                let (place, guess) = ring[now];
+                let words = key.words();
+                let found = match guess.and_then(|c| self.visible(c, words, epoch)) {
+                    Some(entry) => Search::Found(entry),
+                    None => self.bins.search(place, |c| self.visible(c, words, epoch)),
+                };
+                if !each(found) {
+                    return;
+                }
             }
-        }
-        for (place, key) in places.iter().zip(keys) {
-            let words = key.words();
-            let found = self.bins.search(*place, |c| self.visible(c, words, epoch));
-            if !each(found) {
-                return;
+            if (AHEAD..keys.len() + AHEAD).contains(&step) {
+                let (place, guess) = &mut ring[(step - AHEAD) % (2 * AHEAD)];
+                *guess = self.bins.guess(*place);
+                if let Some(candidate) = guess {
+                    prefetch(self.header(candidate.slot));
+                }
+            }
+            if let Some(key) = keys.get(step) {
+                ring[now] = (self.bins.place(key.words()), None);
+                self.bins.prefetch(ring[now].0);
             }
         }
     }
 
     /// Looks up one key, in the certain case.
     pub(crate) fn find_one(&self, key: Key) -> Option<Entry> {
-        let mut one = None;
-        self.find_chunk(&[key], |found| {
-            one = if let Search::Found(entry) = found { Some(entry) } else { None };
-            true
-        });
-        one
+        let (words, epoch) = (key.words(), self.epoch() as u16);
+        let place = self.bins.place(words);
+        match self.bins.search(place, |c| self.visible(c, words, epoch)) {
+            Search::Found(entry) => Some(entry),
+            _ => None,
+        }
     }
 
     /// Looks up every key; returns how many misses were spurious.
     pub(crate) fn find(&self, keys: &[Key], into: &mut Vec<Option<Entry>>) -> u64 {
         let mut unsure = 0;
         into.reserve(keys.len());
-        for chunk in keys.chunks(CHUNK) {
-            self.find_chunk(chunk, |found| {
-                unsure += u64::from(found == Search::Unsure);
-                into.push(if let Search::Found(entry) = found { Some(entry) } else { None });
-                true
-            });
-        }
+        self.find_each(keys, |found| {
+            unsure += u64::from(found == Search::Unsure);
+            into.push(if let Search::Found(entry) = found { Some(entry) } else { None });
+            true
+        });
         unsure
     }
 
@@ -231,22 +240,17 @@ impl Directory {
     /// were spurious.
     #[inline]
     pub(crate) fn match_run(&self, keys: &[Key], mut each: impl FnMut(Entry)) -> u64 {
-        let (mut unsure, mut going) = (0, true);
-        for chunk in keys.chunks(CHUNK) {
-            self.find_chunk(chunk, |found| {
-                match found {
-                    Search::Found(entry) if entry.resident => each(entry),
-                    found => {
-                        unsure += u64::from(found == Search::Unsure);
-                        going = false;
-                    }
-                }
-                going
-            });
-            if !going {
-                break;
+        let mut unsure = 0;
+        self.find_each(keys, |found| match found {
+            Search::Found(entry) if entry.resident => {
+                each(entry);
+                true
             }
-        }
+            found => {
+                unsure += u64::from(found == Search::Unsure);
+                false
+            }
+        });
         unsure
     }
 

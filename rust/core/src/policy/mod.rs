@@ -5,9 +5,16 @@
 //! exactly the slots inserted and not yet left or forgotten; a victim is exact (the one that a scan
 //! of the whole order would find first); nothing changes until a victim has really left.
 
+mod arc;
+mod fifo;
+mod ghost;
+mod hints;
 mod lru;
 mod order;
 
+pub(crate) use arc::Arc;
+pub(crate) use fifo::Fifo;
+pub(crate) use hints::Hints;
 pub(crate) use lru::Lru;
 
 use crate::units::Slot;
@@ -58,6 +65,13 @@ pub(crate) trait Policy: Send {
 
     /// The victim found for `incoming` has left: ghosts and adaptive state change now.
     fn leave(&mut self, slot: Slot, key: Fingerprint, incoming: Option<Fingerprint>);
+
+    /// A frame that was free is taken for this block: its arrival counts from here on, without a
+    /// victim. Not needed before `insert`, but for several arrivals decided before any insert.
+    fn admit(&mut self, _key: Fingerprint) {}
+
+    /// A block that was admitted, or for which a victim left, was not stored after all.
+    fn withdraw(&mut self, _key: Fingerprint) {}
 
     /// A block was removed by name: no ghost. Unknown slots are ignored.
     fn forget(&mut self, slot: Slot);

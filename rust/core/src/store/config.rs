@@ -18,21 +18,24 @@ pub enum PolicyKind {
     /// Least recently used among the blocks without children.
     #[default]
     Lru,
+    /// Adaptive: recency and frequency, balanced by what it regrets (Megiddo & Modha, FAST'03).
+    Arc,
 }
 
 impl PolicyKind {
     /// The names that `parse` knows.
-    pub const NAMES: &'static [&'static str] = &["lru"];
+    pub const NAMES: &'static [&'static str] = &["lru", "arc"];
 
     /// The policy of this name.
     pub fn parse(name: &str) -> Option<Self> {
-        (name == "lru").then_some(Self::Lru)
+        [Self::Lru, Self::Arc].into_iter().find(|kind| kind.name() == name)
     }
 
     /// The name of this policy.
     pub fn name(self) -> &'static str {
         match self {
             Self::Lru => "lru",
+            Self::Arc => "arc",
         }
     }
 }
@@ -48,6 +51,8 @@ pub struct StoreConfig {
     pub policy: PolicyKind,
     /// For tests: no threads, no frames in reserve, all bookkeeping done when a call returns.
     pub deterministic: bool,
+    /// For tests: time stands still until `Store::step` moves it.
+    pub manual_clock: bool,
     /// When the RAM is faulted in.
     pub prefault: Prefault,
     /// How long a put may wait for calls in progress to give frames back.
@@ -62,6 +67,7 @@ impl StoreConfig {
             block_bytes,
             policy: PolicyKind::default(),
             deterministic: false,
+            manual_clock: false,
             prefault: Prefault::Background,
             put_wait: Duration::from_secs(1),
         }

@@ -7,9 +7,9 @@
 
 use super::Parts;
 use super::ring::Note;
-use crate::directory::{Gone, Settled};
+use crate::directory::{Entry, Gone, Settled};
 use crate::event::{EventKind, EventLog};
-use crate::policy::{Fingerprint, Policy, Search};
+use crate::policy::{Fingerprint, Hints, Policy, Search};
 use crate::units::{FrameId, Slot};
 
 /// Inserts, evictions, touches, wakes and blocks looked at in one hold of the lock. Above 128 a
@@ -52,7 +52,7 @@ pub(super) enum Room {
 
 /// What only one thread at a time may change.
 pub(super) struct Keeper {
-    policy: Box<dyn Policy>,
+    policy: Hints,
     pub(super) log: EventLog,
     /// The rest of a touch that a budget cut short.
     touch: Option<(Slot, u32, u32)>,
@@ -68,7 +68,7 @@ pub(super) struct Keeper {
 }
 
 impl Keeper {
-    pub(super) fn new(policy: Box<dyn Policy>) -> Self {
+    pub(super) fn new(policy: Hints) -> Self {
         Self {
             policy,
             log: EventLog::default(),
@@ -85,7 +85,7 @@ impl Keeper {
     }
 
     pub(super) fn policy(&self) -> &dyn Policy {
-        &*self.policy
+        &self.policy
     }
 
     /// Takes in everything that calls have told; false where the budget ended first.
@@ -102,19 +102,30 @@ impl Keeper {
         false
     }
 
-    /// Makes one frame free, for a block of this key or ahead of need.
+    /// A block that had its frame was not stored after all.
+    pub(super) fn withdraw(&mut self, key: Fingerprint) {
+        self.policy.withdraw(key);
+    }
+
+    /// Makes one frame free: `ahead` of need, or for a caller who takes any. `incoming` names the
+    /// block it is for, where the policy is to know before the block is inserted.
     pub(super) fn make_room(
         &mut self,
         parts: &Parts,
         incoming: Option<Fingerprint>,
+        ahead: bool,
         budget: &mut Budget,
     ) -> Room {
+        self.policy.expire(parts.clock.now_us(), &mut budget.0);
         loop {
             if !self.wake(parts, budget) {
                 return Room::Again;
             }
             // A released block may have given its frame back.
-            if let Some(frame) = incoming.and_then(|_| parts.frames.take_one()) {
+            if let Some(frame) = (!ahead).then(|| parts.frames.take_one()).flatten() {
+                if let Some(key) = incoming {
+                    self.policy.admit(key);
+                }
                 return Room::Frame(frame);
             }
             // What was cleared leaves before anything that is still wanted.
@@ -153,7 +164,7 @@ impl Keeper {
             if parts.frames.free() >= parts.reserve {
                 return true;
             }
-            match self.make_room(parts, None, budget) {
+            match self.make_room(parts, None, true, budget) {
                 Room::Frame(frame) => parts.frames.give(frame),
                 Room::Nothing => return true,
                 Room::Again => return false,
@@ -233,6 +244,9 @@ impl Keeper {
         if !shown && epoch != directory.epoch() as u16 {
             self.clear_block(parts, slot);
         }
+        if let Some((parent, _)) = directory.parent_of(slot) {
+            self.policy.take_back(parent);
+        }
         directory.drop_event_pins(slot);
         if shown {
             self.policy.insert(slot, key.words(), 0, directory);
@@ -266,6 +280,56 @@ impl Keeper {
             self.touch = parts.directory.parent_of(slot).map(|(slot, g)| (slot, g, left - 1));
         }
         true
+    }
+
+    /// Retires a run, told tail first, from block `done` on up to the first one with a child that
+    /// is not the run's own; how far it came, and whether to go on.
+    pub(super) fn retire(
+        &mut self,
+        parts: &Parts,
+        run: &[Entry],
+        mut done: usize,
+        budget: &mut Budget,
+    ) -> (usize, bool) {
+        while let Some(entry) = run.get(done) {
+            if !budget.spend() {
+                return (done, true);
+            }
+            let below = done > 0 && entry.is_parent_of(&run[done - 1]);
+            let live = parts.directory.is_live(entry.slot, entry.generation);
+            if !live || parts.directory.children(entry.slot) > u32::from(below) {
+                break;
+            }
+            self.policy.retire(entry.slot);
+            done += 1;
+        }
+        (done, false)
+    }
+
+    /// Retains the blocks of a run, told tail first, until `deadline_us`; how many were worked on,
+    /// and how many of those are retained.
+    pub(super) fn retain(
+        &mut self,
+        parts: &Parts,
+        run: &[Entry],
+        deadline_us: u64,
+        budget: &mut Budget,
+    ) -> (usize, usize) {
+        let (mut retained, over) = (0, deadline_us <= parts.clock.now_us());
+        for (done, entry) in run.iter().enumerate() {
+            if !budget.spend() {
+                return (done, retained);
+            }
+            if !parts.directory.is_live(entry.slot, entry.generation) {
+                continue;
+            }
+            if over {
+                self.policy.release(entry.slot);
+            } else {
+                retained += usize::from(self.policy.retain(entry.slot, deadline_us));
+            }
+        }
+        (run.len(), retained)
     }
 
     /// Makes everything stored so far invisible; the sweep takes it away. False: too many clears

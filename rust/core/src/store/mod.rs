@@ -9,9 +9,11 @@
 //! first; put enters what it inserts tail first and touches nothing present; match, match_prefix
 //! and contains leave everything as it is.
 
+mod clock;
 mod config;
 mod gate;
 mod get;
+mod hint;
 mod keeper;
 mod lease;
 mod lookup;
@@ -24,6 +26,7 @@ mod validate;
 mod tests;
 
 pub use crate::arena::{Prefault, Rows, RowsMut};
+pub use crate::event::{Event, EventKind};
 pub use config::{BLOCK_BYTES_MAX, FRAMES_MAX, PolicyKind, StoreConfig};
 pub use keeper::LOCK_BLOCKS_MAX;
 pub use lease::Lease;
@@ -34,10 +37,10 @@ pub use validate::Recount;
 use crate::arena::{Arena, ArenaConfig, fork_count};
 use crate::directory::{Directory, Entry, Frames, pieces};
 use crate::error::{Error, ErrorKind};
-use crate::event::Event;
-use crate::policy::{Lru, Residents};
+use crate::policy::{self, Policy, Residents};
 use crate::stats::{Counters, Stats, add, read};
 use crate::units::Slot;
+use clock::Clock;
 use gate::Gate;
 use keeper::{Budget, Keeper};
 use ring::{Note, Ring};
@@ -52,6 +55,7 @@ pub(crate) struct Parts {
     frames: Frames,
     ring: Ring,
     counters: Counters,
+    clock: Clock,
     /// Frames kept free ahead of need.
     reserve: u32,
 }
@@ -104,19 +108,23 @@ impl Store {
         let forks = fork_count();
         let arena = Arena::map(ArenaConfig { frames, stride_bytes, prefault, threads })?;
         let directory = Directory::new(frames);
-        let policy = match config.policy {
-            PolicyKind::Lru => Box::new(Lru::new(directory.headers())),
+        let slots = directory.headers();
+        let policy: Box<dyn Policy> = match config.policy {
+            PolicyKind::Lru => Box::new(policy::Lru::new(slots)),
+            PolicyKind::Arc => Box::new(policy::Arc::new(slots, frames)),
         };
+        let hints = policy::Hints::new(policy, slots, frames as usize / 2);
         Ok(Arc::new(Self {
             parts: Parts {
                 ring: Ring::new(directory.headers()),
                 directory,
                 frames: Frames::new(frames),
                 counters: Counters::default(),
+                clock: Clock::new(config.manual_clock),
                 reserve: if config.deterministic { 0 } else { reserve(frames) },
             },
             arena,
-            keeper: Mutex::new(Keeper::new(policy)),
+            keeper: Mutex::new(Keeper::new(hints)),
             gate: Gate::default(),
             leases: lease::Registry::default(),
             block_bytes: config.block_bytes as u32,

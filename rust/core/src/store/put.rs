@@ -116,14 +116,19 @@ impl Store {
         Ok(())
     }
 
-    /// Frames for the last of `incoming` first, until there is no more room.
+    /// Frames for the last of `incoming` first, until there is no more room. In deterministic mode
+    /// the policy hears of each block with its frame, as if they came one by one; else it learns
+    /// of them with their insert events, for others make room meanwhile.
     fn reserve_frames(&self, incoming: &[Key]) -> Vec<FrameId> {
         let mut frames = Vec::with_capacity(incoming.len());
-        self.parts.frames.take(incoming.len(), &mut frames);
+        if !self.deterministic {
+            self.parts.frames.take(incoming.len(), &mut frames);
+        }
         while frames.len() < incoming.len() {
             let more = self.keep(|keeper, parts, budget| {
                 while let Some(left) = incoming.len().checked_sub(frames.len() + 1) {
-                    match keeper.make_room(parts, Some(incoming[left].words()), budget) {
+                    let key = self.deterministic.then(|| incoming[left].words());
+                    match keeper.make_room(parts, key, false, budget) {
                         Room::Frame(frame) => frames.push(frame),
                         Room::Nothing => return false,
                         Room::Again => return true,
@@ -136,6 +141,13 @@ impl Store {
             }
         }
         frames
+    }
+
+    /// What was announced and not stored is taken back.
+    fn withdraw(&self, keys: Vec<Key>) {
+        if self.deterministic && !keys.is_empty() {
+            self.keep(|keeper, _, _| keys.iter().for_each(|key| keeper.withdraw(key.words())));
+        }
     }
 }
 
@@ -159,39 +171,53 @@ impl<'a> Round<'a> {
     /// How many leading blocks are stored at the end.
     fn run(&mut self, blocks: &Rows<'_>) -> usize {
         self.find_and_pin();
-        // No more than fit: the tail of a chain longer than RAM takes nobody's place.
+        // No more than fit beside what is there: a longer chain's tail takes nobody's place.
+        let frames_total = self.store.frames_total() as usize;
+        let room = frames_total.saturating_sub(self.entries.iter().flatten().count());
         let missing = (0..self.keys.len()).filter(|i| self.entries[*i].is_none());
-        let missing: Vec<usize> = missing.take(self.store.frames_total() as usize + 1).collect();
+        let missing: Vec<usize> = missing.take(room + 1).collect();
         if missing.is_empty() {
             return self.keys.len();
         }
-        let most = missing.len().min(self.store.frames_total() as usize);
-        let incoming: Vec<Key> = missing[..most].iter().map(|i| self.keys[*i]).collect();
-        let mut frames = self.store.reserve_frames(&incoming);
-        // The leading run that fits: up to the first missing block without a frame.
-        let end = missing.get(frames.len()).map_or(self.keys.len(), |first_short| *first_short);
-        let missing = &missing[..frames.len()];
+        let incoming: Vec<Key> = missing.iter().take(room).map(|i| self.keys[*i]).collect();
+        let frames = self.store.reserve_frames(&incoming);
         for (i, frame) in missing.iter().zip(&frames) {
             let region = self.store.arena.frame(*frame, blocks.row_bytes(*i) as u32);
             self.store.arena.write(region, blocks, *i);
         }
-        let mut leading = end;
+        let stored = self.commit_all(&missing, &frames, blocks);
+        let announced = incoming.len() - frames.len()..;
+        let dropped = announced.zip(&incoming[incoming.len() - frames.len()..]);
+        let dropped = dropped.filter(|(at, _)| stored.get(*at) != Some(&true));
+        self.store.withdraw(dropped.map(|(_, key)| *key).collect());
+        // The leading run: up to the first missing block that has no frame, or no place.
+        missing.get(stored.len()).map_or(self.keys.len(), |first_short| *first_short)
+    }
+
+    /// Commits the missing blocks that have frames, head first, until one finds no place. For each
+    /// before that, whether this call stored it.
+    fn commit_all(
+        &mut self,
+        missing: &[usize],
+        frames: &[FrameId],
+        blocks: &Rows<'_>,
+    ) -> Vec<bool> {
+        let mut stored = Vec::with_capacity(frames.len());
         let mut parent_is_pinned = false;
-        for (at, i) in missing.iter().enumerate() {
-            let goes_on = self.options.chained && missing.get(at + 1) == Some(&(i + 1));
+        for (at, (i, frame)) in missing.iter().zip(frames).enumerate() {
+            let goes_on = self.options.chained && at + 1 < frames.len() && missing[at + 1] == i + 1;
             let len = blocks.row_bytes(*i) as u32;
-            match self.commit(*i, frames[at], len, goes_on, parent_is_pinned) {
+            let before = self.stored;
+            match self.commit(*i, *frame, len, goes_on, parent_is_pinned) {
                 Some(pinned) => parent_is_pinned = pinned,
                 None => {
-                    for frame in frames.drain(at..) {
-                        self.store.parts.frames.give(frame);
-                    }
-                    leading = *i;
+                    frames[at..].iter().for_each(|frame| self.store.parts.frames.give(*frame));
                     break;
                 }
             }
+            stored.push(self.stored > before);
         }
-        leading
+        stored
     }
 
     /// Looks the batch up, and pins the last block of every linked piece that is there; one that

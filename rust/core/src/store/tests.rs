@@ -217,3 +217,81 @@ fn readers_see_right_bytes_or_a_miss_while_writers_evict() {
     let recount = sound(&store);
     assert_eq!((recount.pins, recount.evictable), (0, recount.blocks));
 }
+
+fn manual(frames: u64, policy: PolicyKind) -> Arc<Store> {
+    let mut config = StoreConfig::new(frames * BLOCK as u64, BLOCK as u64);
+    (config.deterministic, config.manual_clock, config.policy) = (true, true, policy);
+    Store::open(&config).unwrap_or_else(|e| panic!("{e}"))
+}
+
+#[test]
+fn a_retired_chain_leaves_first_but_not_the_head_it_shares() {
+    for policy in [PolicyKind::Lru, PolicyKind::Arc] {
+        let store = manual(8, policy);
+        let (mut dead, mut live) = (keys(0..4), keys(0..2));
+        put(&store, &keys(20..22));
+        live.extend(keys(10..12));
+        put(&store, &dead);
+        put(&store, &live);
+        assert_eq!(get(&store, &dead), 4, "now the youngest of all");
+        assert_eq!(store.retire(&dead).ok(), Some(2), "the other chain's head stays");
+        assert_eq!(store.match_prefix(&dead).ok(), Some(4), "still readable");
+        assert_eq!(put(&store, &keys(30..32)), 2);
+        dead.truncate(2);
+        assert_eq!((get(&store, &dead), get(&store, &live)), (2, 4));
+        assert_eq!(get(&store, &keys(20..22)), 2, "older, and not retired");
+        assert_eq!(store.match_prefix(&keys(2..3)).ok(), Some(0));
+        sound(&store);
+    }
+}
+
+#[test]
+fn a_hit_takes_a_retired_chain_back() {
+    let store = manual(4, PolicyKind::Lru);
+    put(&store, &keys(0..2));
+    put(&store, &keys(10..12));
+    assert_eq!(store.retire(&keys(10..12)).ok(), Some(2));
+    assert_eq!(get(&store, &keys(10..12)), 2);
+    put(&store, &keys(20..22));
+    assert_eq!((get(&store, &keys(10..12)), get(&store, &keys(0..2))), (2, 0));
+    sound(&store);
+}
+
+#[test]
+fn retained_blocks_outlive_younger_ones_until_their_deadline() {
+    for policy in [PolicyKind::Lru, PolicyKind::Arc] {
+        let store = manual(8, policy);
+        let kept = keys(0..3);
+        put(&store, &kept);
+        assert_eq!(store.retain(&kept, Duration::from_secs(30)).ok(), Some(3));
+        for n in 1..6 {
+            assert_eq!(put(&store, &keys(n * 10..n * 10 + 5)), 5);
+        }
+        assert_eq!(store.match_prefix(&kept).ok(), Some(3));
+        assert_eq!(put(&store, &keys(100..108)), 8, "never a reason to refuse");
+        assert_eq!(store.match_prefix(&kept).ok(), Some(0));
+        put(&store, &kept);
+        assert_eq!(store.retain(&kept, Duration::from_secs(30)).ok(), Some(3));
+        store.step(30_000_000);
+        for n in 20..22 {
+            assert_eq!(put(&store, &keys(n * 10..n * 10 + 5)), 5);
+        }
+        assert_eq!(store.match_prefix(&kept).ok(), Some(0), "past the deadline");
+        sound(&store);
+    }
+}
+
+#[test]
+fn at_most_half_the_frames_are_retained() {
+    let store = manual(8, PolicyKind::Lru);
+    let (first, second) = (keys(0..4), keys(10..13));
+    put(&store, &first);
+    put(&store, &second);
+    assert_eq!(store.retain(&first, Duration::from_secs(10)).ok(), Some(4));
+    assert_eq!(store.retain(&second, Duration::from_secs(20)).ok(), Some(3));
+    assert_eq!(put(&store, &keys(20..24)), 4);
+    assert_eq!(store.match_prefix(&second).ok(), Some(3));
+    assert_eq!(store.match_prefix(&first).ok(), Some(1), "the head outlives its tail");
+    assert_eq!(store.retain(&second, Duration::ZERO).ok(), Some(0), "ended");
+    sound(&store);
+}

@@ -1,0 +1,34 @@
+//! The store's time: microseconds since it was opened.
+//!
+//! Owns: the choice of a real clock or one that tests move. Invariant: it never goes back.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+/// A clock.
+pub(super) enum Clock {
+    /// The machine's monotonic clock.
+    Real(Instant),
+    /// Moved by `advance` only.
+    Manual(AtomicU64),
+}
+
+impl Clock {
+    pub(super) fn new(manual: bool) -> Self {
+        if manual { Self::Manual(AtomicU64::new(0)) } else { Self::Real(Instant::now()) }
+    }
+
+    pub(super) fn now_us(&self) -> u64 {
+        match self {
+            Self::Real(begun) => u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX),
+            Self::Manual(now) => now.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Moves a manual clock; a real one goes by itself.
+    pub(super) fn advance(&self, us: u64) {
+        if let Self::Manual(now) = self {
+            now.fetch_add(us, Ordering::Relaxed);
+        }
+    }
+}

@@ -1,0 +1,237 @@
+"""Any history of calls leaves the store exactly where the model says.
+
+Method: hypothesis draws histories over a dozen keys, most of them runs of a few chains that share
+prefixes, on stores of one to eight frames; after every step contents, counters, events and the
+recount must equal those of `model.Model`, and every byte handed out must be the one put.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+import keystow
+from model import COUNTERS, Model, ModelLease, payload, raw_key
+
+BLOCK_BYTES = 48
+FRAME_BYTES = 4096
+KEYS = [raw_key(n) for n in range(12)]
+# Prefixes in common, a chain that joins another one in its middle, and one that runs backwards.
+CHAINS = [
+    [0, 1, 2, 3, 4, 5, 6, 7],
+    [0, 1, 2, 8, 9],
+    [0, 10, 11],
+    [8, 9, 3, 4],
+    [11, 6, 5, 2],
+    [7, 6, 5],
+]
+UNTOUCHED = 0xEE
+
+
+@dataclass(frozen=True)
+class Run:
+    """Block numbers of a call, and the one before them if the caller knows it."""
+
+    numbers: tuple[int, ...]
+    above: int | None = None
+
+    @property
+    def keys(self) -> list[bytes]:
+        return [KEYS[n] for n in self.numbers]
+
+    @property
+    def parent(self) -> bytes | None:
+        return None if self.above is None else KEYS[self.above]
+
+    def packed(self) -> bytes:
+        return b"".join(self.keys)
+
+
+@st.composite
+def pieces(draw: st.DrawFn) -> Run:
+    """Part of a chain; the caller may or may not know what comes before it."""
+    chain = draw(st.sampled_from(CHAINS))
+    start = draw(st.one_of(st.just(0), st.integers(0, len(chain) - 1)))
+    end = draw(st.integers(start + 1, len(chain)))
+    knows = start > 0 and draw(st.booleans())
+    return Run(tuple(chain[start:end]), chain[start - 1] if knows else None)
+
+
+def jumbles(most: int) -> st.SearchStrategy[Run]:
+    """Keys in any order, some of them twice, under any parent."""
+    numbers = st.integers(0, len(KEYS) - 1)
+    return st.builds(Run, st.lists(numbers, max_size=most).map(tuple), st.none() | numbers)
+
+
+RUNS = st.one_of(pieces(), pieces(), pieces(), jumbles(6))
+QUESTIONS = st.one_of(pieces(), pieces(), jumbles(40))
+LENGTHS = st.sampled_from([BLOCK_BYTES, BLOCK_BYTES, 17, 1, 0])
+
+
+@dataclass
+class Held:
+    """A lease and its views, in the store and in the model."""
+
+    lease: keystow.Lease | None
+    views: list[tuple[int, memoryview]]
+    model: ModelLease
+
+
+class Machine(RuleBasedStateMachine):
+    """Every verb but those that take blocks away by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.held: list[Held] = []
+        self.version = 0
+
+    @initialize(frames=st.integers(1, 8))
+    def open(self, frames: int) -> None:
+        ram = frames * FRAME_BYTES
+        self.store = keystow.Store(block_bytes=BLOCK_BYTES, ram=ram, deterministic=True)
+        self.model = Model(frames)
+
+    @rule(run=RUNS, length=LENGTHS, chained=st.sampled_from([True, True, True, False]))
+    def put(self, run: Run, length: int, chained: bool) -> None:  # noqa: FBT001
+        self.version += 1
+        blocks = [payload(key, self.version, length) for key in run.keys]
+        stored = self.store.put(run.packed(), blocks, parent=run.parent, chained=chained)
+        assert stored == self.model.put(run.keys, blocks, run.parent, chained=chained)
+
+    @rule(run=QUESTIONS)
+    def get(self, run: Run) -> None:
+        rows = [bytearray([UNTOUCHED] * BLOCK_BYTES) for _ in run.keys]
+        got = self.store.get(run.packed(), rows)
+        expected = self.model.get(run.keys)
+        assert got == len(expected)
+        for row, data in zip(rows, expected, strict=False):
+            assert row == data + bytes([UNTOUCHED]) * (BLOCK_BYTES - len(data))
+
+    @rule(run=QUESTIONS)
+    def get_each(self, run: Run) -> None:
+        rows = [bytearray([UNTOUCHED] * BLOCK_BYTES) for _ in run.keys]
+        got = self.store.get_each(run.packed(), rows)
+        expected = self.model.get_each(run.keys)
+        assert got == [data is not None for data in expected]
+        for row, data in zip(rows, expected, strict=True):
+            data = data or b""
+            assert row == data + bytes([UNTOUCHED]) * (BLOCK_BYTES - len(data))
+
+    @rule(run=QUESTIONS)
+    def ask(self, run: Run) -> None:
+        expected = len(self.model.run(run.keys))
+        found = self.store.match(run.packed())
+        assert (int(found), found.ram, found.ssd) == (expected, expected, 0)
+        assert found.bytes == sum(len(h.data or b"") for h in self.model.run(run.keys))
+        assert self.store.match_prefix(run.packed()) == expected
+        self.model.looked_up(2 * len(run.keys), 2 * expected)
+
+    @rule(run=RUNS)
+    def touch(self, run: Run) -> None:
+        blocks = self.model.run(run.keys)
+        assert self.store.touch(run.packed()) == len(blocks)
+        self.model.touch(blocks)
+
+    @precondition(lambda self: len(self.held) < 4)
+    @rule(run=QUESTIONS)
+    def lease(self, run: Run) -> None:
+        lease, expected = self.store.lease(run.packed()), self.model.lease(run.keys)
+        assert len(lease) == len(expected.blocks)
+        self.held.append(Held(lease, [], expected))
+
+    @precondition(lambda self: self.held)
+    @rule(data=st.data())
+    def view(self, data: st.DataObject) -> None:
+        held = data.draw(st.sampled_from(self.held))
+        if held.lease is not None and len(held.lease):
+            i = data.draw(st.integers(0, len(held.lease) - 1))
+            held.views.append((i, held.lease[i]))
+
+    @precondition(lambda self: self.held)
+    @rule(data=st.data(), views_first=st.booleans())
+    def let_go(self, data: st.DataObject, views_first: bool) -> None:  # noqa: FBT001
+        """Give up the lease or its views; pins fall when both have gone."""
+        held = data.draw(st.sampled_from(self.held))
+        if views_first and held.views:
+            held.views.clear()
+        elif held.lease is not None:
+            held.lease.release()
+            held.lease = None
+        else:
+            held.views.clear()
+        if held.lease is None and not held.views:
+            self.held.remove(held)
+            self.model.release(held.model)
+
+    @invariant()
+    def contents_are_those_of_the_model(self) -> None:
+        expected = [self.model.block(key) is not None for key in KEYS]
+        assert self.store.contains(b"".join(KEYS)) == expected
+        self.model.looked_up(len(KEYS), sum(expected))
+
+    @invariant()
+    def leased_bytes_stand_still(self) -> None:
+        for held in self.held:
+            blocks = [] if held.lease is None else list(enumerate(held.lease))
+            for i, view in [*blocks, *held.views]:
+                assert view == held.model.data[i]
+
+    @invariant()
+    def numbers_are_those_of_the_model(self) -> None:
+        assert self.store._validate() == self.model.recount()
+        stats = self.store.stats().as_dict()
+        stats["put_present"] += stats.pop("put_duplicate")
+        assert {name: stats[name] for name in COUNTERS} == self.model.counts
+        data = [block.data or b"" for block in self.model.order]
+        assert stats["bytes_resident"] == sum(map(len, data))
+        unused = ("touches_dropped", "events_dropped", "spurious_misses", "index_full")
+        assert [stats[name] for name in unused] == [0, 0, 0, 0]
+
+    @invariant()
+    def events_are_those_of_the_model(self) -> None:
+        assert [(e.kind, e.key) for e in self.store.events()] == self.model.events
+        self.model.events.clear()
+
+    def teardown(self) -> None:
+        if not hasattr(self, "store"):
+            return
+        while self.held:
+            self.model.release(self.held.pop().model)
+        recount = self.store._validate()
+        assert recount == self.model.recount()
+        assert recount["evictable"] == recount["blocks"], "no lease: everything can leave"
+        self.get_each(Run(tuple(range(len(KEYS)))))
+        self.store.close()
+
+
+class RemovingMachine(Machine):
+    """The same, with remove and clear at any time, also under leases and in mid-chain."""
+
+    @rule(run=RUNS)
+    def remove(self, run: Run) -> None:
+        assert self.store.remove(run.packed()) == self.model.remove(run.keys)
+
+    @rule(dice=st.integers(0, 3))
+    def clear(self, dice: int) -> None:
+        if dice == 0:
+            self.store.clear()
+            self.model.clear()
+
+
+def machine_test(machine: type[Machine], examples: int) -> Any:
+    case = machine.TestCase
+    case.settings = settings(
+        max_examples=examples,
+        stateful_step_count=50,
+        deadline=None,
+        suppress_health_check=[HealthCheck.too_slow],
+    )
+    return case
+
+
+TestMachine = machine_test(Machine, 150)
+TestRemovingMachine = machine_test(RemovingMachine, 250)
