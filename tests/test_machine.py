@@ -144,25 +144,24 @@ class Machine(RuleBasedStateMachine):
         self.held.append(Held(lease, [], expected))
 
     @precondition(lambda self: self.held)
-    @rule(data=st.data())
-    def view(self, data: st.DataObject) -> None:
-        held = data.draw(st.sampled_from(self.held))
-        if held.lease is not None and len(held.lease):
-            i = data.draw(st.integers(0, len(held.lease) - 1))
+    @rule(which=st.integers(0, 3), i=st.integers(0, 7))
+    def view(self, which: int, i: int) -> None:
+        held = self.held[which % len(self.held)]
+        if held.lease is not None and i < len(held.lease):
             held.views.append((i, held.lease[i]))
 
     @precondition(lambda self: self.held)
-    @rule(data=st.data(), views_first=st.booleans())
-    def let_go(self, data: st.DataObject, views_first: bool) -> None:  # noqa: FBT001
+    @rule(which=st.integers(0, 3), views_first=st.booleans())
+    def let_go(self, which: int, views_first: bool) -> None:  # noqa: FBT001
         """Give up the lease or its views; pins fall when both have gone."""
-        held = data.draw(st.sampled_from(self.held))
-        if views_first and held.views:
+        held = self.held[which % len(self.held)]
+        if held.lease is None or (views_first and held.views):
+            for _, view in held.views:
+                view.release()
             held.views.clear()
-        elif held.lease is not None:
+        else:
             held.lease.release()
             held.lease = None
-        else:
-            held.views.clear()
         if held.lease is None and not held.views:
             self.held.remove(held)
             self.model.release(held.model)
@@ -199,8 +198,12 @@ class Machine(RuleBasedStateMachine):
     def teardown(self) -> None:
         if not hasattr(self, "store"):
             return
-        while self.held:
-            self.model.release(self.held.pop().model)
+        for held in self.held:
+            for _, view in held.views:
+                view.release()
+            if held.lease is not None:
+                held.lease.release()
+            self.model.release(held.model)
         recount = self.store._validate()
         assert recount == self.model.recount()
         assert recount["evictable"] == recount["blocks"], "no lease: everything can leave"

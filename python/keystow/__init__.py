@@ -4,7 +4,8 @@
 >>> store = keystow.Store(block_bytes=1 << 20, ram="1GiB")
 
 ``Store`` keeps blocks, ``Layout`` says what a block of a model is, ``Keys`` name blocks by the
-tokens before and in them. See the docstrings of ``Store`` and its methods.
+tokens before and in them. ``replay`` counts what a cache would have hit on a trace. See the
+docstrings of ``Store`` and its methods.
 """
 
 from keystow._core import (
@@ -32,6 +33,7 @@ from keystow.errors import (
     StoreLockedError,
 )
 from keystow.layout import Layout
+from keystow.replay import Replay, Trace, replay
 from keystow.store import Store
 
 __all__ = [
@@ -47,13 +49,16 @@ __all__ = [
     "LayoutError",
     "Lease",
     "Match",
+    "Replay",
     "SsdError",
     "Stats",
     "Store",
     "StoreClosedError",
     "StoreLockedError",
+    "Trace",
     "__version__",
     "block_keys",
+    "replay",
 ]
 
 if not _OPTIMISED:

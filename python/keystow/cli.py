@@ -43,6 +43,16 @@ def count(text: str) -> int:
     return int(text)
 
 
+def words(text: str) -> list[str]:
+    """Return a list of words: "lru,arc"."""
+    return [word.strip() for word in text.split(",")]
+
+
+def counts(text: str) -> list[int]:
+    """Return a list of counts: "1000,2000"."""
+    return [count(word) for word in words(text)]
+
+
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the whole command line."""
     top = argparse.ArgumentParser(
@@ -64,12 +74,43 @@ def parser() -> argparse.ArgumentParser:
     demo.add_argument("--block-bytes", type=demo_block, default="64KiB", help="bytes of a block")
     demo.add_argument("--policy", default="lru", help="who leaves when the memory is full")
     demo.add_argument("--json", action="store_true", help="print one JSON object, no table")
+    add_replay(commands)
     return top
+
+
+def add_replay(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the subcommand `replay`."""
+    replay = commands.add_parser(
+        "replay",
+        help="what a cache of each policy and size would have hit on your trace",
+        description="Replay a trace through the store's own eviction policies, without bytes, and "
+        "count what each size would have hit. A trace is a JSONL file with an object that has "
+        '"hash_ids" on each line, plain or packed by xz or gzip; several files are parts of one '
+        f"trace, in order; the words {' and '.join(TRACES)} are packaged traces.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    replay.add_argument("traces", nargs="+", metavar="TRACE", help="a path, or a packaged trace")
+    replay.add_argument(
+        "--policy", type=words, default="lru", metavar="NAME,...", help="lru, arc, fifo"
+    )
+    replay.add_argument(
+        "--ram-blocks", type=counts, required=True, metavar="N,...", help="sizes of the cache"
+    )
+    replay.add_argument(
+        "--textbook", action="store_true", help="any block may leave, not only ends of chains"
+    )
+    replay.add_argument("--strict", action="store_true", help="a malformed line is an error")
+    replay.add_argument("--json", action="store_true", help="print one JSON object, no table")
 
 
 def run(options: argparse.Namespace) -> int:
     """Run the chosen subcommand and return its exit status."""
-    from keystow import demo  # noqa: PLC0415 (each command loads only what it needs)
+    # Each command loads only what it needs.
+    if options.command == "replay":
+        from keystow import replay_command  # noqa: PLC0415
+
+        return replay_command.run(options)
+    from keystow import demo  # noqa: PLC0415
 
     return demo.run(options)
 

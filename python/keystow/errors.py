@@ -81,7 +81,7 @@ class StoreLockedError(KeystowError):
 
 
 class FormatError(KeystowError):
-    """The store's directory was written in a format this version can't read."""
+    """A store's directory, or a trace, is in a form that this version can't read."""
 
 
 class SsdError(KeystowError):

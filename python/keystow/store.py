@@ -40,8 +40,8 @@ class Store(_core.Store):
     (``stats().index_bytes``). It is checked against what the machine and the cgroup have free.
     ``ssd``: None; this version keeps blocks in RAM only.
 
-    ``policy``: who leaves first, ``"lru"``. ``namespace`` and ``salt`` enter every key: stores
-    that differ in one of them never see each other's blocks.
+    ``policy``: who leaves first, by name (default ``"lru"``). ``namespace`` and ``salt`` enter
+    every key: stores that differ in one of them never see each other's blocks.
 
     ``prefault``: ``"background"`` (usable at once while memory is faulted in) or ``"now"``.
     ``put_wait_s``: how long a put waits for room that calls in progress hold, default 1.0.
@@ -96,6 +96,7 @@ class Store(_core.Store):
             namespace=namespace,
             salt=salt,
             deterministic=deterministic,
+            manual_clock=clock == "manual",
             prefault_now=prefault == "now",
             put_wait_s=check_seconds(put_wait_s, "put_wait_s"),
         )

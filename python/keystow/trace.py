@@ -8,8 +8,10 @@ the traces come from is in `data/NOTICE`.
 import json
 import lzma
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib import resources
+from pathlib import Path
 
 TRACES = ("conversation", "synthetic")
 BLOCK_TOKENS = 512
@@ -26,12 +28,16 @@ class Request:
     blocks: list[int]
 
 
-def packaged(name: str) -> Iterator[Request]:
-    """Yield the requests of a packaged trace, one of `TRACES`, in the order they came."""
+def packaged_file(name: str) -> AbstractContextManager[Path]:
+    """Return the file of a packaged trace, one of `TRACES`: JSON lines packed by xz."""
     if name not in TRACES:
         raise ValueError(f"no packaged trace {name!r}; there are {', '.join(TRACES)}")
-    file = resources.files("keystow") / "data" / f"{name}.jsonl.xz"
-    with file.open("rb") as packed, lzma.open(packed, "rt", encoding="utf-8") as lines:
+    return resources.as_file(resources.files("keystow") / "data" / f"{name}.jsonl.xz")
+
+
+def packaged(name: str) -> Iterator[Request]:
+    """Yield the requests of a packaged trace, one of `TRACES`, in the order they came."""
+    with packaged_file(name) as path, lzma.open(path, "rt", encoding="utf-8") as lines:
         for line in lines:
             entry = json.loads(line)
             yield Request(

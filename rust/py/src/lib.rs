@@ -7,7 +7,8 @@
 //! no call waits, copies, or looks up more than `FEW_KEYS` keys while attached to the interpreter.
 //!
 //! One file a thing: `keys` and `make_keys`, `tokens`, `memory` (blocks and outs), `store` with its
-//! `handle`, `matched`, `lease`, `stats`; `options`, `refuse` and `errors` for what goes wrong.
+//! `handle`, `matched`, `lease`, `stats`; `replay`; `options`, `refuse` and `errors` for what goes
+//! wrong.
 
 mod errors;
 mod handle;
@@ -18,6 +19,7 @@ mod matched;
 mod memory;
 mod options;
 mod refuse;
+mod replay;
 mod show;
 mod stats;
 mod store;
@@ -38,6 +40,8 @@ mod _core {
     #[pymodule_export]
     use crate::matched::Match;
     #[pymodule_export]
+    use crate::replay::{Trace, replay};
+    #[pymodule_export]
     use crate::stats::{Closed, Event, Stats};
     #[pymodule_export]
     use crate::store::Store;
@@ -53,4 +57,8 @@ mod _core {
     /// Names of the eviction policies.
     #[pymodule_export]
     const POLICIES: &[&str] = keystow_core::store::PolicyKind::NAMES;
+
+    /// Names of the policies that a replay knows.
+    #[pymodule_export]
+    const REPLAY_POLICIES: &[&str] = keystow_core::replay::ReplayPolicy::NAMES;
 }

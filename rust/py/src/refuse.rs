@@ -202,6 +202,22 @@ pub fn bad_width(py: Python<'_>, message: String) -> PyErr {
     exception(py, &key_format("KS-KEY-108", message, hint))
 }
 
+/// KS-KEY-109: a request of a trace that is no sequence of ids.
+pub fn not_a_request(object: &Bound<'_, PyAny>, request: usize) -> PyErr {
+    let message = format!("request {request} is {}, not a sequence of ids.", describe(object));
+    let hint = "a trace is an iterable of requests, each an iterable of block ids: [[1, 2], [1]].";
+    exception(object.py(), &key_format("KS-KEY-109", message, hint).with("request", request))
+}
+
+/// KS-KEY-110: an id of a trace that is none.
+pub fn not_an_id(object: &Bound<'_, PyAny>, request: usize, index: usize) -> PyErr {
+    let what = object.repr().map_or_else(|_| "?".into(), |text| text.to_string());
+    let message = format!("id {index} of request {request} is {what}.");
+    let hint = "ids are whole numbers of at most 128 bits, bytes or text.";
+    let error = key_format("KS-KEY-110", message, hint).with("request", request);
+    exception(object.py(), &error.with("index", index))
+}
+
 /// KS-CFG-150: an option that waits for a later tier or pool.
 pub fn not_built(py: Python<'_>, option: &str) -> PyErr {
     let message = format!("{option}= is not supported by this version: it takes None only.");

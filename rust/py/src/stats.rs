@@ -3,8 +3,7 @@
 //! Owns: the Python classes and their order of fields. Never does: counting.
 
 use keystow_core::error::Error;
-use keystow_core::store as core;
-use keystow_core::store::EventKind;
+use keystow_core::store::{self as core, EventKind};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyIterator, PyTuple};
 

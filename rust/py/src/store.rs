@@ -57,7 +57,7 @@ impl Store {
 impl Store {
     #[new]
     #[pyo3(signature = (*, layout, block_bytes, ram_bytes, policy, namespace, salt, deterministic,
-        prefault_now, put_wait_s))]
+        manual_clock, prefault_now, put_wait_s))]
     #[expect(clippy::too_many_arguments, reason = "one a named option of the Python facade")]
     fn new(
         py: Python<'_>,
@@ -68,6 +68,7 @@ impl Store {
         namespace: String,
         salt: Namespace,
         deterministic: bool,
+        manual_clock: bool,
         prefault_now: bool,
         put_wait_s: f64,
     ) -> PyResult<Self> {
@@ -77,6 +78,7 @@ impl Store {
             block_bytes,
             policy: options::policy(py, &policy)?,
             deterministic,
+            manual_clock,
             prefault: if prefault_now { core::Prefault::Now } else { core::Prefault::Background },
             put_wait: options::seconds(py, "put_wait_s", Some(put_wait_s))?.unwrap_or_default(),
         };
@@ -189,10 +191,10 @@ impl Store {
             if !pin {
                 return Ok((store.match_run(&packed)?, None));
             }
-            let lease = store.lease(&packed, 0)?;
+            let lease = store.match_pinned(&packed)?;
             let (blocks, bytes) = (lease.len(), lease.bytes());
-            let run = store.match_run(&packed[..blocks])?;
-            let found = core::Matched { blocks, ram: blocks, ssd: 0, bytes, ..run };
+            let load_s = store.load_s(bytes);
+            let found = core::Matched { blocks, ram: blocks, ssd: 0, bytes, load_s };
             Ok((found, Some(Pinned::new(lease))))
         };
         let few = packed.len() <= FEW_KEYS && !pin;
@@ -228,6 +230,33 @@ impl Store {
         let asked = Asked::of(keys, &self.handle.identity.fingerprint)?;
         let (py, store) = (keys.py(), self.handle.open(keys.py())?);
         py.detach(|| store.touch(&asked.packed)).or_raise(py)
+    }
+
+    /// Hint: these blocks will not be asked for again. Returns how many are first in line to leave.
+    ///
+    /// ``certain=True`` is a command for callers that know: from the last block that is there up to
+    /// the first one with another child, tail first. They are found as before until they leave, and
+    /// a hit takes them back. ``certain=False`` is a guess for policies that learn; lru and arc take
+    /// no notice of it.
+    #[pyo3(signature = (keys, certain=true))]
+    fn retire(&self, keys: &Bound<'_, PyAny>, certain: bool) -> PyResult<usize> {
+        let asked = Asked::of(keys, &self.handle.identity.fingerprint)?;
+        let (py, store) = (keys.py(), self.handle.open(keys.py())?);
+        if !certain {
+            return Ok(0);
+        }
+        py.detach(|| store.retire(&asked.packed)).or_raise(py)
+    }
+
+    /// Hint: keep the leading blocks for ``seconds``, as long as anything else can leave.
+    ///
+    /// At most half the frames are retained; beyond that the soonest deadline yields. 0 ends it.
+    /// Never a reason to refuse room to others. Returns how many blocks are retained.
+    fn retain(&self, keys: &Bound<'_, PyAny>, seconds: f64) -> PyResult<usize> {
+        let asked = Asked::of(keys, &self.handle.identity.fingerprint)?;
+        let (py, store) = (keys.py(), self.handle.open(keys.py())?);
+        let time = options::seconds(py, "seconds", Some(seconds))?.unwrap_or_default();
+        py.detach(|| store.retain(&asked.packed, time)).or_raise(py)
     }
 
     /// Removes the blocks of these keys, wherever they stand; returns how many there were.
@@ -296,6 +325,12 @@ impl Store {
             Ok(recount) => show::recount(py, &recount),
             Err(wrong) => Err(PyAssertionError::new_err(wrong.join("; "))),
         }
+    }
+
+    /// Moves a manual clock by so many microseconds; for tests.
+    fn _step(&self, py: Python<'_>, us: u64) -> PyResult<()> {
+        self.handle.open(py)?.step(us);
+        Ok(())
     }
 
     /// Panics under the core's lock; for tests.

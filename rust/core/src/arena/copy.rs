@@ -15,13 +15,13 @@ const STREAM_ROW_BYTES: usize = 16 << 10;
 /// the caller anyway.
 pub(super) const STREAM_CALL_BYTES: usize = 4 << 20;
 
-/// Copies `len` bytes into a frame and zeroes it up to `stride`.
+/// Copies `len` bytes into a frame and zeroes what lies behind them up to `dirty`.
 ///
 /// # Safety
-/// `source` is readable for `len` bytes, `frame` writable for `stride >= len`, both without
+/// `source` is readable for `len` bytes, `frame` writable for `len` and for `dirty`, both without
 /// overlap and without another user of the frame.
 #[inline]
-pub(super) unsafe fn into_frame(source: *const u8, frame: *mut u8, len: usize, stride: usize) {
+pub(super) unsafe fn into_frame(source: *const u8, frame: *mut u8, len: usize, dirty: usize) {
     // SAFETY: the caller's contract.
     unsafe {
         if len >= STREAM_ROW_BYTES {
@@ -29,7 +29,9 @@ pub(super) unsafe fn into_frame(source: *const u8, frame: *mut u8, len: usize, s
         } else {
             ptr::copy_nonoverlapping(source, frame, len);
         }
-        ptr::write_bytes(frame.add(len), 0, stride - len);
+        if dirty > len {
+            ptr::write_bytes(frame.add(len), 0, dirty - len);
+        }
     }
 }
 

@@ -9,7 +9,8 @@
 //! - *Who may touch a frame when* is the pin protocol of the directory, not of this room. `write`
 //!   is for the owner of a frame that nobody can find yet; `read` and `pointer` are for callers
 //!   that hold a pin on the block in it. Under that rule a frame has many readers or one writer.
-//! - A written frame holds the payload and then zeros up to its stride, never older bytes.
+//! - A written frame holds the payload and then zeros up to its stride, never older bytes: what lies
+//!   beyond the longest part written since it was zero is still zero, so only that is zeroed again.
 //! - The mapping outlives every pointer into it: whoever hands one out keeps the `Arena` alive.
 //! - A forked child has no copy of the frames (MADV_DONTFORK): it must not come here, and dropping
 //!   its copy of the `Arena` leaves its address space alone. See [`fork_count`].
@@ -22,6 +23,7 @@ mod prefault;
 mod rows;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::error::{Error, ErrorKind};
 use crate::units::{FrameId, NONE};
@@ -85,6 +87,8 @@ pub struct Arena {
     mapping: Arc<Mapping>,
     frames: u32,
     stride_bytes: u32,
+    /// For each frame: bytes from here on are zero.
+    zero_from: Box<[AtomicU32]>,
 }
 
 impl Arena {
@@ -113,7 +117,8 @@ impl Arena {
         check_limit(bytes, &ram_limit())?;
         let mapping = Arc::new(Mapping::new(bytes)?);
         let prefaulter = Prefaulter::start(&mapping, prefault, threads);
-        Ok(Self { prefaulter, mapping, frames, stride_bytes })
+        let zero_from = (0..frames).map(|_| AtomicU32::new(0)).collect();
+        Ok(Self { prefaulter, mapping, frames, stride_bytes, zero_from })
     }
 
     /// Number of frames.
@@ -147,14 +152,17 @@ impl Arena {
     #[inline]
     pub(crate) fn write(&self, to: Region, rows: &Rows<'_>, row: usize) {
         let (source, len) = rows.row(row);
-        let stride = self.stride_bytes as usize;
+        let stride = u64::from(self.stride_bytes);
         assert!(len <= to.len as usize, "a row of {len} bytes for {} in the frame", to.len);
-        assert!(to.offset.is_multiple_of(u64::from(self.stride_bytes)), "not a frame's start");
+        assert!(to.offset.is_multiple_of(stride), "not a frame's start");
+        // The frame's owner alone reads and writes its entry.
+        let zero_from = &self.zero_from[(to.offset / stride) as usize];
+        let dirty = zero_from.swap(len as u32, Ordering::Relaxed) as usize;
         let frame = self.checked(Region { len: self.stride_bytes, ..to });
-        // SAFETY: `frame` has `stride >= len` bytes inside the mapping (checked above) and nobody
+        // SAFETY: `frame` has `stride >= len, dirty` bytes inside the mapping (checked above) and nobody
         // else reads or writes them (contract). The row is readable by the contract of `Rows`; it
         // is no part of this frame: at most a pinned block in another one.
-        unsafe { copy::into_frame(source, frame, len, stride) };
+        unsafe { copy::into_frame(source, frame, len, dirty) };
     }
 
     /// Copies a region to the start of a row, whose rest stays untouched.

@@ -42,36 +42,42 @@ impl Directory {
         flagged.map_or_else(kept, |_| true)
     }
 
-    /// Takes a block out of RAM, unless a pin came first.
+    /// Takes a block out of RAM, unless a pin came first: FREE word, parent's counts. Its entry
+    /// and header follow with `bury`, under the same hold of the lock; until then a lookup finds a header of no life.
     pub(crate) fn evict(&self, slot: Slot) -> Option<Gone> {
         let header = self.header(slot);
         let leaf = header.kids().1 == 0;
         let goes = |s: State| leaf && s.idle() && s.kind() == Kind::Ram && !s.has(HIDDEN);
         header.update(|s| goes(s).then(|| s.freed())).ok()?;
-        Some(self.bury(slot, Kind::Ram))
+        self.bins.prefetch(self.bins.place(header.key()));
+        Some(self.leave_parent(slot, Kind::Ram))
     }
 
-    /// After the FREE word: entry out of the bin, parent's counts, header to the free stack.
-    fn bury(&self, slot: Slot, was: Kind) -> Gone {
+    /// Asks for a header that will be read soon.
+    pub(crate) fn fetch_header(&self, slot: Slot) {
+        super::prefetch(self.header(slot));
+    }
+
+    /// After the FREE word: what the block was, and its parent's counts.
+    fn leave_parent(&self, slot: Slot, was: Kind) -> Gone {
         let header = self.header(slot);
-        let key = header.key();
-        let mut writer = self.bins.write();
-        self.bins.remove(&mut writer, self.bins.place(key), slot);
-        drop(writer);
         let (frame, len) = header.located();
         let ram = i32::from(was == Kind::Ram);
-        let gone = Gone {
-            key: Key::from_words(key),
-            frame: (ram == 1).then_some(frame),
-            len,
-            epoch: header.epoch(),
-        };
         if let Some((parent, generation)) = header.parent() {
             debug_assert_eq!(self.header(parent).state().generation(), generation);
             self.lose_child(parent, -ram, -1);
         }
+        let (key, epoch) = (Key::from_words(header.key()), header.epoch());
+        Gone { key, frame: (ram == 1).then_some(frame), len, epoch }
+    }
+
+    /// Then the entry out of the bin, and the header to its next owner.
+    pub(crate) fn bury(&self, slot: Slot) {
+        let place = self.bins.place(self.header(slot).key());
+        let mut writer = self.bins.write();
+        self.bins.remove(&mut writer, place, slot);
+        drop(writer);
         self.give_header(slot);
-        gone
     }
 
     fn lose_child(&self, parent: Slot, ram: i32, any: i32) {
@@ -205,7 +211,9 @@ impl Directory {
             if before.kind() == Kind::Hole && !before.has(HIDDEN) {
                 self.holes.fetch_sub(1, Ordering::Relaxed);
             }
-            return Settled::Released(self.bury(slot, before.kind()).frame);
+            let gone = self.leave_parent(slot, before.kind());
+            self.bury(slot);
+            return Settled::Released(gone.frame);
         }
         if emptied(before) {
             let (frame, _) = header.located();

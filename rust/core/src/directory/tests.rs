@@ -31,6 +31,13 @@ fn insert(directory: &Directory, n: u64, parent: Option<&Entry>) -> Entry {
     entry
 }
 
+/// Both halves of an eviction.
+fn evict(directory: &Directory, slot: Slot) -> Option<Gone> {
+    let gone = directory.evict(slot)?;
+    directory.bury(slot);
+    Some(gone)
+}
+
 fn sound(directory: &Directory) -> recount::Counted {
     let (count, wrong) = directory.recount();
     assert!(wrong.is_empty(), "{wrong:?}");
@@ -54,7 +61,7 @@ fn a_committed_block_is_found_until_evicted() {
     let entry = insert(&directory, 1, None);
     assert_eq!(directory.find_one(key(1)), Some(entry));
     assert_eq!(directory.located(&entry), Some((FrameId(1), 1)));
-    let gone = directory.evict(entry.slot).expect("a leaf without pins leaves");
+    let gone = evict(&directory, entry.slot).expect("a leaf without pins leaves");
     assert_eq!((gone.key, gone.frame), (key(1), Some(FrameId(1))));
     assert_eq!(directory.find_one(key(1)), None);
     assert_eq!(directory.located(&entry), None, "another generation");
@@ -76,14 +83,14 @@ fn pins_and_children_keep_a_block() {
     let directory = Directory::new(8);
     let head = insert(&directory, 1, None);
     let tail = insert(&directory, 2, Some(&head));
-    assert!(directory.stays(head.slot) && directory.evict(head.slot).is_none(), "has a child");
+    assert!(directory.stays(head.slot) && evict(&directory, head.slot).is_none(), "has a child");
     assert!(directory.pin(tail.slot, tail.generation));
-    assert!(directory.stays(tail.slot) && directory.evict(tail.slot).is_none(), "pinned");
+    assert!(directory.stays(tail.slot) && evict(&directory, tail.slot).is_none(), "pinned");
     directory.unpin(tail.slot);
     assert_eq!(wake_all(&directory).len(), 1, "the last unpin of a skipped block wakes it");
-    assert!(directory.evict(tail.slot).is_some());
+    assert!(evict(&directory, tail.slot).is_some());
     assert_eq!(wake_all(&directory).len(), 1, "the last child of a skipped block wakes it");
-    assert!(!directory.stays(head.slot) && directory.evict(head.slot).is_some());
+    assert!(!directory.stays(head.slot) && evict(&directory, head.slot).is_some());
     sound(&directory);
 }
 
@@ -100,7 +107,7 @@ fn a_removed_block_in_mid_chain_goes_after_its_child() {
     assert!(matches!(directory.settle(middle.slot), Settled::Kept));
     let again = insert(&directory, 2, Some(&head));
     assert_ne!(again.slot, middle.slot, "the key is free again at once");
-    assert!(directory.evict(tail.slot).is_some());
+    assert!(evict(&directory, tail.slot).is_some());
     let settled = wake_all(&directory);
     assert!(matches!(settled[0], Settled::Released(Some(FrameId(2)))), "{settled:?}");
     assert_eq!(sound(&directory).blocks, 2);
@@ -126,9 +133,9 @@ fn a_hole_waits_for_its_head_and_goes_with_its_last_child() {
     assert_eq!(linked, [2], "one chain");
     assert!(directory.stays(hole.slot));
     assert_eq!(sound(&directory).holes, 0);
-    assert!(directory.evict(tail.slot).is_some() && directory.evict(hole.slot).is_none());
+    assert!(evict(&directory, tail.slot).is_some() && evict(&directory, hole.slot).is_none());
     wake_all(&directory);
-    assert!(directory.evict(hole.slot).is_some());
+    assert!(evict(&directory, hole.slot).is_some());
     sound(&directory);
 }
 
@@ -191,7 +198,7 @@ fn a_bin_takes_21_keys_and_says_when_full() {
         assert_eq!(directory.find_one(key(*n)), Some(*entry));
     }
     for entry in entries.iter().rev() {
-        assert!(directory.evict(entry.slot).is_some());
+        assert!(evict(&directory, entry.slot).is_some());
     }
     assert_eq!(directory.bins.units_in_use(), 0, "an empty unit goes back");
     sound(&directory);
@@ -213,7 +220,7 @@ fn the_index_equals_a_map_over_random_histories() {
                 map.insert(n, insert(&directory, n, None));
             }
             (Some(entry), 0) => {
-                assert!(directory.evict(entry.slot).is_some());
+                assert!(evict(&directory, entry.slot).is_some());
                 map.remove(&n);
             }
             (Some(_), 1) => {

@@ -49,10 +49,11 @@ struct Case {
 
 impl Arc {
     /// A policy over `slots` slots of which at most `capacity` are in RAM at a time.
-    pub(crate) fn new(slots: u32, capacity: u32) -> Self {
+    /// `dense`: fingerprints are small numbers, not keys.
+    pub(crate) fn new(slots: u32, capacity: u32, dense: bool) -> Self {
         Self {
             order: Order::new(slots),
-            ghosts: Ghosts::new(capacity as usize),
+            ghosts: Ghosts::new(capacity as usize, dense),
             coming: VecDeque::new(),
             coming_to: [0; 2],
             capacity: u64::from(capacity),

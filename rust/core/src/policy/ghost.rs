@@ -31,14 +31,16 @@ pub(super) struct Ghosts {
     /// First node of each bucket, plus one, so that the table starts as untouched zero pages.
     buckets: Vec<u32>,
     lists: [List; 2],
+    dense: bool,
 }
 
 impl Ghosts {
-    /// Room for about `most` ghosts; more would only make the buckets longer.
-    pub(super) fn new(most: usize) -> Self {
+    /// Room for about `most` ghosts; more would only make the buckets longer. `dense`:
+    /// fingerprints are small numbers (replay), of which neighbours come together.
+    pub(super) fn new(most: usize, dense: bool) -> Self {
         let list = List { oldest: NONE, youngest: NONE, len: 0 };
         let buckets = vec![0; most.max(1).next_power_of_two()];
-        Self { nodes: Vec::new(), free: NONE, buckets, lists: [list; 2] }
+        Self { nodes: Vec::new(), free: NONE, buckets, lists: [list; 2], dense }
     }
 
     pub(super) fn len(&self, list: usize) -> u64 {
@@ -50,9 +52,10 @@ impl Ghosts {
     }
 
     fn bucket(&self, key: &Fingerprint) -> usize {
-        // Fingerprints may be small numbers (replay): one multiplication spreads them.
+        // Keys may be anything a caller chose: one multiplication spreads them.
         let mixed = (key[0] ^ key[1].rotate_left(32)).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-        (mixed >> 32) as usize & (self.buckets.len() - 1)
+        let bucket = if self.dense { key[0] } else { mixed >> 32 };
+        bucket as usize & (self.buckets.len() - 1)
     }
 
     fn find(&self, key: &Fingerprint) -> Option<u32> {
@@ -165,7 +168,7 @@ mod tests {
 
     #[test]
     fn two_lists_equal_two_queues_over_a_random_history() {
-        let (mut ghosts, mut queues) = (Ghosts::new(32), [VecDeque::new(), VecDeque::new()]);
+        let (mut ghosts, mut queues) = (Ghosts::new(32, false), [VecDeque::new(), VecDeque::new()]);
         let mut random = 3_u64;
         for _ in 0..20_000 {
             random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);

@@ -37,7 +37,11 @@ struct Kept<'a> {
 
 impl Residents for Kept<'_> {
     fn stays(&self, slot: Slot) -> bool {
-        self.who.stays(slot) || self.deadlines.contains_key(&slot.0)
+        self.who.stays(slot) || (!self.deadlines.is_empty() && self.deadlines.contains_key(&slot.0))
+    }
+
+    fn soon(&self, slot: Slot) {
+        self.who.soon(slot);
     }
 }
 
@@ -101,8 +105,13 @@ impl Hints {
         }
     }
 
-    /// Ends what is past its deadline; each costs one of `budget`.
-    pub(crate) fn expire(&mut self, now_us: u64, budget: &mut u32) {
+    /// Ends what is past its deadline; each costs one of `budget`. The time is asked for only
+    /// where something is retained.
+    pub(crate) fn expire(&mut self, now_us: impl FnOnce() -> u64, budget: &mut u32) {
+        if self.retained.is_empty() {
+            return;
+        }
+        let now_us = now_us();
         while let Some(((deadline_us, _), slot)) = self.retained.first_key_value() {
             if *deadline_us > now_us || *budget == 0 {
                 return;
@@ -113,6 +122,9 @@ impl Hints {
     }
 
     fn let_go(&mut self, slot: Slot) -> bool {
+        if self.retained.is_empty() {
+            return false;
+        }
         let Some(deadline) = self.deadlines.remove(&slot.0) else { return false };
         self.retained.remove(&deadline);
         true
@@ -158,7 +170,7 @@ impl Policy for Hints {
         if let Some(retired) = &mut self.retired {
             retired.wake(slot);
         }
-        if self.deadlines.contains_key(&slot.0) {
+        if !self.deadlines.is_empty() && self.deadlines.contains_key(&slot.0) {
             self.resume = None;
         }
     }
@@ -282,7 +294,7 @@ mod tests {
         let mut hints = six();
         assert!(hints.retain(Slot(0), 10) && hints.retain(Slot(1), 20));
         assert_eq!(hints.victim(None, &Except(vec![]), &mut 9), Search::Victim(Slot(2)));
-        hints.expire(10, &mut 9);
+        hints.expire(|| 10, &mut 9);
         assert_eq!(leave_all(&mut hints, &[]), [0, 2, 3, 4, 5, 1]);
     }
 

@@ -27,6 +27,9 @@ pub(crate) trait Residents {
     /// Whether the block can't leave now. If so it is marked, and `Policy::wake` is called once
     /// its last pin, hold or child has gone.
     fn stays(&self, slot: Slot) -> bool;
+
+    /// This one will probably be asked about next: its memory may be fetched ahead.
+    fn soon(&self, _slot: Slot) {}
 }
 
 /// How the search for a victim ended.

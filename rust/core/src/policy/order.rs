@@ -165,10 +165,14 @@ impl<const LISTS: usize> Order<LISTS> {
             }
             *budget -= 1;
             self.steps += 1;
+            let younger = self.nodes[slot as usize][YOUNGER];
+            if younger != NONE {
+                who.soon(Slot(younger));
+            }
             if !who.stays(Slot(slot)) {
                 return Search::Victim(Slot(slot));
             }
-            self.lists[list].cursor = self.nodes[slot as usize][YOUNGER];
+            self.lists[list].cursor = younger;
         }
     }
 

@@ -63,9 +63,13 @@ pub fn replay(
     going_on: impl FnMut(usize) -> bool,
 ) -> Hits {
     let slots = trace.unique() as u32;
+    // Where every block fits, more room changes nothing; policies set tables aside for theirs.
+    let ram_blocks = ram_blocks.min(slots.max(1));
     match policy {
         ReplayPolicy::Lru => run(trace, Lru::new(slots), ram_blocks, chains, going_on),
-        ReplayPolicy::Arc => run(trace, Arc::new(slots, ram_blocks), ram_blocks, chains, going_on),
+        ReplayPolicy::Arc => {
+            run(trace, Arc::new(slots, ram_blocks, true), ram_blocks, chains, going_on)
+        }
         ReplayPolicy::Fifo => run(trace, Fifo::new(slots), ram_blocks, chains, going_on),
     }
 }

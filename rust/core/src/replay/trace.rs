@@ -61,12 +61,14 @@ impl Trace {
         self.partial.extend_from_slice(rest);
     }
 
-    /// Ends the file: a last line without a newline is taken in.
+    /// Ends the file: a last line without a newline is taken in. The next piece begins with line
+    /// 1 of another file.
     pub fn finish(&mut self) {
         let line = std::mem::take(&mut self.partial);
         if !line.is_empty() {
             self.line(&line);
         }
+        self.lines = 0;
     }
 
     fn line(&mut self, line: &[u8]) {
@@ -74,14 +76,20 @@ impl Trace {
         if line.trim_ascii().is_empty() {
             return;
         }
+        // Serde would take an array's first item for the field.
+        if !line.trim_ascii_start().starts_with(b"{") {
+            return self.refuse("not a JSON object".into());
+        }
         match serde_json::from_slice::<Line>(line) {
             Ok(line) => self.push(line.hash_ids),
-            Err(error) => {
-                self.malformed += 1;
-                if self.shown.len() < MALFORMED_SHOWN_MAX {
-                    self.shown.push(Malformed { line: self.lines, why: error.to_string() });
-                }
-            }
+            Err(error) => self.refuse(error.to_string()),
+        }
+    }
+
+    fn refuse(&mut self, why: String) {
+        self.malformed += 1;
+        if self.shown.len() < MALFORMED_SHOWN_MAX {
+            self.shown.push(Malformed { line: self.lines, why });
         }
     }
 
@@ -142,10 +150,12 @@ mod tests {
     #[test]
     fn malformed_lines_are_counted_and_located() {
         let mut trace = Trace::default();
-        trace.feed(b"{\"hash_ids\": [1]}\nnot json\n{\"hash_ids\": \"x\"}\n{}\n\xff\n");
+        trace.feed(b"{\"hash_ids\": [1]}\nnot json\n{\"hash_ids\": \"x\"}\n{}\n\xff\n[[1]]");
+        trace.finish();
+        trace.feed(b"\n{\"hash_ids\": [1.5]}\n");
         let (count, shown) = trace.malformed();
-        assert_eq!((count, trace.len()), (4, 1));
-        assert_eq!(shown.iter().map(|m| m.line).collect::<Vec<_>>(), [2, 3, 4, 5]);
+        assert_eq!((count, trace.len()), (6, 1));
+        assert_eq!(shown.iter().map(|m| m.line).collect::<Vec<_>>(), [2, 3, 4, 5, 6, 2]);
         assert!(shown[2].why.contains("hash_ids"), "{}", shown[2].why);
     }
 }

@@ -56,6 +56,8 @@ pub(super) struct Keeper {
     pub(super) log: EventLog,
     /// The rest of a touch that a budget cut short.
     touch: Option<(Slot, u32, u32)>,
+    /// Evicted in this hold; their entries leave the index when many cache misses can overlap.
+    dying: Vec<Slot>,
     /// The rest of the wake list.
     woken: Option<Slot>,
     sweep_at: u32,
@@ -73,6 +75,7 @@ impl Keeper {
             policy,
             log: EventLog::default(),
             touch: None,
+            dying: Vec::with_capacity(LOCK_BLOCKS_MAX as usize),
             woken: None,
             sweep_at: 0,
             sweep_end: 0,
@@ -116,7 +119,7 @@ impl Keeper {
         ahead: bool,
         budget: &mut Budget,
     ) -> Room {
-        self.policy.expire(parts.clock.now_us(), &mut budget.0);
+        self.policy.expire(|| parts.clock.now_us(), &mut budget.0);
         loop {
             if !self.wake(parts, budget) {
                 return Room::Again;
@@ -173,6 +176,14 @@ impl Keeper {
         false
     }
 
+    /// Ends the eviction of what left in this hold: entries out of the bins, headers free. Called
+    /// before the lock is let go.
+    pub(super) fn bury(&mut self, parts: &Parts) {
+        for slot in self.dying.drain(..) {
+            parts.directory.bury(slot);
+        }
+    }
+
     fn evicted(
         &mut self,
         parts: &Parts,
@@ -180,6 +191,7 @@ impl Keeper {
         gone: Gone,
         incoming: Option<Fingerprint>,
     ) -> FrameId {
+        self.dying.push(slot);
         self.policy.leave(slot, gone.key.words(), incoming);
         parts.counters.resident(u32::from(gone.epoch), -1, -i64::from(gone.len));
         if gone.epoch == parts.directory.epoch() as u16 {

@@ -6,6 +6,7 @@
 
 use super::Store;
 use crate::arena::fork_count;
+use crate::directory::Entry;
 use crate::error::{Error, ErrorKind};
 use crate::key::Key;
 use crate::stats::add;
@@ -72,17 +73,7 @@ impl Store {
     /// Closed; Capacity where fewer than `min_blocks` are there.
     pub fn lease(self: &Arc<Self>, keys: &[Key], min_blocks: usize) -> Result<Lease, Error> {
         self.check()?;
-        let run = self.look_up(keys);
-        let (mut places, mut pins, mut bytes) = (Vec::with_capacity(run.len()), Vec::new(), 0);
-        let place = |_, frame, len| {
-            places.push((frame, len));
-            bytes += u64::from(len);
-            true
-        };
-        let run = self.deliver(keys, run, usize::MAX, place, |new| pins.append(new));
-        let frames = places.iter().map(|(frame, _)| frame.0).collect();
-        let id = self.leases.add(frames, pins.len() as u64);
-        let lease = Lease { store: Arc::clone(self), places, pins, id };
+        let (lease, run) = self.pin_run(keys);
         if run.len() < min_blocks {
             drop(lease);
             add(&self.parts.counters.misses, keys.len() as u64);
@@ -90,6 +81,31 @@ impl Store {
         }
         self.count_delivered(keys.len(), &run, 0);
         Ok(lease)
+    }
+
+    /// Pins the leading resident run as a lease does, but as a match: nothing is touched, and it
+    /// counts as a lookup.
+    ///
+    /// # Errors
+    /// Closed.
+    pub fn match_pinned(self: &Arc<Self>, keys: &[Key]) -> Result<Lease, Error> {
+        self.check()?;
+        let (lease, run) = self.pin_run(keys);
+        self.count_looked_up(keys.len(), run.len());
+        Ok(lease)
+    }
+
+    fn pin_run(self: &Arc<Self>, keys: &[Key]) -> (Lease, Vec<Entry>) {
+        let run = self.look_up(keys);
+        let (mut places, mut pins) = (Vec::with_capacity(run.len()), Vec::new());
+        let place = |_, frame, len| {
+            places.push((frame, len));
+            true
+        };
+        let run = self.deliver(keys, run, usize::MAX, place, |new| pins.append(new));
+        let frames = places.iter().map(|(frame, _)| frame.0).collect();
+        let id = self.leases.add(frames, pins.len() as u64);
+        (Lease { store: Arc::clone(self), places, pins, id }, run)
     }
 
     fn too_few(&self, asked: usize, found: usize, min_blocks: usize) -> Error {

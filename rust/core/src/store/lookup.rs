@@ -36,12 +36,17 @@ impl Store {
         let run = self.look_up(keys);
         let directory = &self.parts.directory;
         let bytes = run.iter().map(|entry| u64::from(directory.len_of(entry))).sum();
-        let counters = &self.parts.counters;
         self.count_looked_up(keys.len(), run.len());
+        let load_s = self.load_s(bytes);
+        Ok(Matched { blocks: run.len(), ram: run.len(), ssd: 0, bytes, load_s })
+    }
+
+    /// How long a get of so many bytes should take, from the rate of gets so far.
+    pub fn load_s(&self, bytes: u64) -> f64 {
+        let counters = &self.parts.counters;
         let (copied, ns) = (read(&counters.bytes_out), read(&counters.copy_out_ns));
         let rate = if ns > 0 { copied as f64 * 1e9 / ns as f64 } else { COPY_BYTES_PER_S };
-        let load_s = bytes as f64 / rate.max(1.0);
-        Ok(Matched { blocks: run.len(), ram: run.len(), ssd: 0, bytes, load_s })
+        bytes as f64 / rate.max(1.0)
     }
 
     /// The length of the leading run that is there.
@@ -89,7 +94,7 @@ impl Store {
         Ok(run.len())
     }
 
-    fn count_looked_up(&self, asked: usize, found: usize) {
+    pub(super) fn count_looked_up(&self, asked: usize, found: usize) {
         add(&self.parts.counters.lookup_hits, found as u64);
         add(&self.parts.counters.lookup_misses, (asked - found) as u64);
     }

@@ -89,6 +89,10 @@ impl Residents for Directory {
     fn stays(&self, slot: Slot) -> bool {
         Directory::stays(self, slot)
     }
+
+    fn soon(&self, slot: Slot) {
+        self.fetch_header(slot);
+    }
 }
 
 /// A sixteenth of the frames at most, a 64th or 64 at least; small stores keep none.
@@ -111,7 +115,7 @@ impl Store {
         let slots = directory.headers();
         let policy: Box<dyn Policy> = match config.policy {
             PolicyKind::Lru => Box::new(policy::Lru::new(slots)),
-            PolicyKind::Arc => Box::new(policy::Arc::new(slots, frames)),
+            PolicyKind::Arc => Box::new(policy::Arc::new(slots, frames, false)),
         };
         let hints = policy::Hints::new(policy, slots, frames as usize / 2);
         Ok(Arc::new(Self {
@@ -190,7 +194,9 @@ impl Store {
         }
         let mut budget = Budget::full();
         let done = catch_unwind(AssertUnwindSafe(|| work(&mut keeper, &self.parts, &mut budget)));
-        if done.is_err() {
+        if done.is_ok() {
+            keeper.bury(&self.parts);
+        } else {
             // Half-made state must not be gone on with.
             self.poisoned.store(true, Ordering::Release);
         }

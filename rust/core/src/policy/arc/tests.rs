@@ -127,7 +127,7 @@ fn every_list_and_p_equal_the_paper_over_random_traces() {
     };
     for _ in 0..400 {
         let (c, kind) = (1 + next(9), next(3));
-        let mut arc = Arc::new(64, c as u32);
+        let mut arc = Arc::new(64, c as u32, false);
         let mut paper = Paper { c: c as usize, ..Paper::default() };
         let mut dbl = Dbl { c: c as usize, l: Default::default() };
         for i in 0..250 {
@@ -162,7 +162,7 @@ fn a_search_without_a_victim_changes_nothing() {
             true
         }
     }
-    let mut arc = Arc::new(64, 4);
+    let mut arc = Arc::new(64, 4, false);
     for x in [1, 2, 3, 4, 1, 2, 5, 6] {
         access(&mut arc, 4, x);
     }
@@ -181,7 +181,7 @@ fn a_search_stops_at_its_budget_and_goes_on() {
             slot.0 < 50
         }
     }
-    let mut arc = Arc::new(64, 64);
+    let mut arc = Arc::new(64, 64, false);
     for x in 0..60 {
         arc.order.push(ONCE, Slot(x));
     }
@@ -197,7 +197,7 @@ fn a_search_stops_at_its_budget_and_goes_on() {
 
 #[test]
 fn what_is_withdrawn_leaves_no_trace_in_the_sizes() {
-    let mut arc = Arc::new(64, 2);
+    let mut arc = Arc::new(64, 2, false);
     arc.admit(key(1));
     arc.admit(key(2));
     arc.withdraw(key(1));
