@@ -116,8 +116,14 @@ impl Arc {
     }
 
     fn arrive(&mut self, key: &Fingerprint) -> Option<usize> {
-        let at = self.coming.iter().position(|(coming, _)| coming == key)?;
-        let (_, list) = self.coming.remove(at)?;
+        // Blocks are inserted in the order of their cases, but for those that were not stored.
+        let (_, list) = match self.coming.front() {
+            Some((first, _)) if first == key => self.coming.pop_front()?,
+            _ => {
+                let at = self.coming.iter().position(|(coming, _)| coming == key)?;
+                self.coming.remove(at)?
+            }
+        };
         self.coming_to[list] -= 1;
         Some(list)
     }

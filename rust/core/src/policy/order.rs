@@ -13,6 +13,9 @@ use std::collections::BinaryHeap;
 
 /// Blocks looked at by each insert and touch, so that no later search crosses a long list at once.
 const AHEAD: u32 = 2;
+/// The youngest blocks are not looked at ahead: they are pinned or parents of what comes next, and
+/// each one passed costs a turn through the heap. So a search may have to pass as many more.
+const YOUNG: u64 = 256;
 /// Void heap entries tolerated before they are thrown out, beside as many as there are blocks.
 const VOID_MAX: usize = 64;
 
@@ -176,12 +179,13 @@ impl<const LISTS: usize> Order<LISTS> {
         }
     }
 
-    /// Moves every cursor past up to two blocks that stay.
+    /// Moves every cursor past up to two blocks that stay and are not among the youngest.
     pub(crate) fn advance(&mut self, who: &dyn Residents) {
         for list in 0..LISTS {
             for _ in 0..AHEAD {
                 let slot = self.lists[list].cursor;
-                if slot == NONE || !who.stays(Slot(slot)) {
+                let old = (self.clock.saturating_sub(YOUNG)) * LISTS as u64;
+                if slot == NONE || self.stamp(slot) >= old || !who.stays(Slot(slot)) {
                     break;
                 }
                 self.steps += 1;

@@ -14,6 +14,8 @@ use crate::error::{Error, ErrorKind};
 use crate::key::Key;
 use crate::stats::add;
 use crate::units::{FrameId, Slot};
+use std::collections::HashSet;
+use std::hash::{BuildHasherDefault, Hasher};
 use std::time::{Duration, Instant};
 
 /// How to put.
@@ -151,6 +153,28 @@ impl Store {
     }
 }
 
+/// A hasher for keys of one batch: one multiplication, nothing that an attacker of the index could
+/// use beyond a slow put of his own.
+#[derive(Clone, Copy, Default)]
+struct Fold(u64);
+
+type Folded = BuildHasherDefault<Fold>;
+
+impl Hasher for Fold {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|byte| self.write_u64(u64::from(*byte)));
+    }
+
+    fn write_u64(&mut self, word: u64) {
+        let product = u128::from(self.0 ^ word ^ 0x9E37_79B9_7F4A_7C15) * 0xD6E8_FEB8_6659_FD93;
+        self.0 = (product >> 64) as u64 ^ product as u64;
+    }
+}
+
 impl<'a> Round<'a> {
     fn new(store: &'a Store, keys: &'a [Key], options: &'a PutOptions, epoch: u32) -> Self {
         Self {
@@ -171,14 +195,12 @@ impl<'a> Round<'a> {
     /// How many leading blocks are stored at the end.
     fn run(&mut self, blocks: &Rows<'_>) -> usize {
         self.find_and_pin();
-        // No more than fit beside what is there: a longer chain's tail takes nobody's place.
-        let frames_total = self.store.frames_total() as usize;
-        let room = frames_total.saturating_sub(self.entries.iter().flatten().count());
-        let missing = (0..self.keys.len()).filter(|i| self.entries[*i].is_none());
-        let missing: Vec<usize> = missing.take(room + 1).collect();
-        if missing.is_empty() {
+        if self.entries.iter().all(Option::is_some) {
             return self.keys.len();
         }
+        // No more than fit beside what is there: a longer chain's tail takes nobody's place.
+        let (missing, present) = self.missing();
+        let room = (self.store.frames_total() as usize).saturating_sub(present);
         let incoming: Vec<Key> = missing.iter().take(room).map(|i| self.keys[*i]).collect();
         let frames = self.store.reserve_frames(&incoming);
         for (i, frame) in missing.iter().zip(&frames) {
@@ -192,6 +214,15 @@ impl<'a> Round<'a> {
         self.store.withdraw(dropped.map(|(_, key)| *key).collect());
         // The leading run: up to the first missing block that has no frame, or no place.
         missing.get(stored.len()).map_or(self.keys.len(), |first_short| *first_short)
+    }
+
+    /// Positions of the absent blocks, each key once, and how many different ones are there.
+    fn missing(&self) -> (Vec<usize>, usize) {
+        let mut seen = HashSet::with_capacity_and_hasher(self.keys.len(), Folded::default());
+        let first = |i: &usize| seen.insert(self.keys[*i].words());
+        let (missing, present): (Vec<usize>, Vec<usize>) =
+            (0..self.keys.len()).filter(first).partition(|i| self.entries[*i].is_none());
+        (missing, present.len())
     }
 
     /// Commits the missing blocks that have frames, head first, until one finds no place. For each
@@ -224,6 +255,13 @@ impl<'a> Round<'a> {
     /// has gone by then is missing.
     fn find_and_pin(&mut self) {
         let directory = &self.store.parts.directory;
+        // The block that the batch hangs on must not make room for it.
+        if let Some(parent) = self.options.parent.filter(|_| self.options.chained)
+            && let Some(parent) = directory.find_one(parent)
+            && directory.pin(parent.slot, parent.generation)
+        {
+            self.pins.push(parent.slot);
+        }
         let unsure = directory.find(self.keys, &mut self.entries);
         add(&self.store.parts.counters.spurious_misses, unsure);
         let mut after: Option<Entry> = None;

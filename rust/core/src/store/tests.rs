@@ -295,3 +295,48 @@ fn at_most_half_the_frames_are_retained() {
     assert_eq!(store.retain(&second, Duration::ZERO).ok(), Some(0), "ended");
     sound(&store);
 }
+
+/// Keys chosen by number, so that tests can say which.
+fn some(numbers: &[u64]) -> Vec<Key> {
+    numbers.iter().flat_map(|n| keys(*n..*n + 1)).collect()
+}
+
+fn held(store: &Store, among: std::ops::Range<u64>) -> Vec<u64> {
+    let there = store.contains(&keys(among.clone())).unwrap_or_default();
+    among.zip(there).filter_map(|(n, there)| there.then_some(n)).collect()
+}
+
+fn put_under(store: &Store, parent: u64, numbers: &[u64]) -> usize {
+    let (keys, parent) = (some(numbers), some(&[parent])[0]);
+    let bytes = bytes_of(&keys);
+    let options = PutOptions { parent: Some(parent), ..PutOptions::default() };
+    store.put(&keys, &Rows::packed(&bytes, BLOCK), &options).unwrap_or_else(|e| panic!("{e}"))
+}
+
+#[test]
+fn a_piece_does_not_evict_the_block_it_hangs_on() {
+    let store = open(4, true);
+    put(&store, &some(&[0, 1]));
+    put(&store, &some(&[50]));
+    put(&store, &some(&[51]));
+    assert_eq!(put_under(&store, 1, &[2]), 1);
+    assert_eq!(held(&store, 0..60), [0, 1, 2, 51]);
+    let store = open(4, true);
+    put(&store, &some(&[0, 1, 2, 3]));
+    assert_eq!(put_under(&store, 3, &[4, 5, 6, 7]), 0);
+    assert_eq!(held(&store, 0..60), [0, 1, 2, 3]);
+    sound(&store);
+}
+
+#[test]
+fn a_key_twice_in_a_batch_takes_one_frame_and_evicts_for_one() {
+    let store = open(4, true);
+    (50..53).for_each(|n| assert_eq!(put(&store, &some(&[n])), 1));
+    assert_eq!(put(&store, &some(&[0, 0, 0, 0])), 4);
+    assert_eq!(held(&store, 0..60), [0, 50, 51, 52]);
+    let store = open(4, true);
+    put(&store, &some(&[0]));
+    assert_eq!(put(&store, &some(&[0, 0, 0, 0, 1])), 5);
+    assert_eq!(held(&store, 0..60), [0, 1]);
+    sound(&store);
+}
