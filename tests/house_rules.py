@@ -45,7 +45,7 @@ UNSAFE_ROOMS = {"arena", "directory", "io"}
 
 PACKAGE = "python/keystow/"
 # What a person or an engine starts; the library below never knows it, and it never knows _core.
-PYTHON_TOP = {"__main__", "cli", "demo", "report", "integrations"}
+PYTHON_TOP = {"__main__", "cli", "demo", "replay_command", "report", "integrations"}
 PYTHON_ROOTS = {"__init__", "__main__", "cli"}
 LAZY_IMPORTS = {"torch", "numpy", "ml_dtypes"}
 TYPING_IMPORTS = LAZY_IMPORTS | {"typing_extensions"}

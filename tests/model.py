@@ -185,8 +185,9 @@ class Model:
         before = self.find(parent) if chained and parent is not None else None
         room = 0
         if missing:
+            most = min(len(missing), self.frames - len(own))
             own += [] if before is None or PINX else [before]
-            room = self.make_room(len(missing), own)
+            room = self.make_room(most, own)
         leading = len(keys) if room == len(missing) else first[missing[room]]
         new = []
         for i in sorted(first[key] for key in missing[:room]):

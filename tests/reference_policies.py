@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Iterable, Sequence
+    from collections.abc import Iterable
 
-Block = "Hashable"
-Chain = "Sequence[Hashable]"
+Block: TypeAlias = Hashable
+Chain: TypeAlias = Sequence[Hashable]
 
 
 @dataclass

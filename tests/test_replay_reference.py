@@ -8,7 +8,7 @@ those of reference_policies.py, which checks its own invariants at every access.
 from __future__ import annotations
 
 import random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import pytest
 from hypothesis import given, settings
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 POLICIES = ("lru", "arc", "fifo")
 BRANCHES = 3
 
-Requests = "list[list[int]]"
+Requests: TypeAlias = list[list[int]]
 
 
 def chain_of(turns: Sequence[int]) -> list[int]:
@@ -137,9 +137,7 @@ def test_nothing_beats_the_bound(policy: str, requests: Requests, size: int) -> 
 @pytest.mark.parametrize("policy", POLICIES)
 @given(requests=st.one_of(CHAINS, ANYTHING), size=SIZES, seed=st.integers(0, 1 << 32))
 @settings(max_examples=40, deadline=None)
-def test_relabelling_changes_nothing(
-    policy: str, requests: Requests, size: int, seed: int
-) -> None:
+def test_relabelling_changes_nothing(policy: str, requests: Requests, size: int, seed: int) -> None:
     rng = random.Random(seed)
     labels = {}
     for block in {block for chain in requests for block in chain}:

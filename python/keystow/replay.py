@@ -18,15 +18,14 @@ from keystow.config import check_choice
 from keystow.errors import ConfigError, FormatError
 
 if TYPE_CHECKING:
-    from io import BufferedReader
-    from typing import IO
+    from io import BufferedIOBase, BufferedReader
 
 __all__ = ["POLICIES", "Replay", "Trace", "replay"]
 
 POLICIES = tuple(_core.REPLAY_POLICIES)
 """What ``policy`` may be."""
 
-_Source: TypeAlias = "str | os.PathLike[str] | Iterable[Iterable[SupportsIndex | bytes | str]]"
+_Source: TypeAlias = str | os.PathLike[str] | Iterable[Iterable[SupportsIndex | bytes | str]]
 _Progress: TypeAlias = Callable[[int], object]
 
 _PIECE_BYTES = 1 << 20
@@ -261,7 +260,7 @@ def replay(
     )
 
 
-def _unpacked(file: BufferedReader) -> tuple[IO[bytes], tuple[type[Exception], ...]]:
+def _unpacked(file: BufferedReader) -> tuple[BufferedIOBase, tuple[type[Exception], ...]]:
     """The content of a file, and what reading it raises where it is damaged."""
     head = file.peek(len(_XZ))
     if head.startswith(_XZ):

@@ -9,7 +9,7 @@ use super::state::{HIDDEN, Kind, QUEUED, SKIPPED, State};
 use super::{Directory, Removed};
 use crate::key::Key;
 use crate::sync::Ordering;
-use crate::units::{FrameId, Slot};
+use crate::units::{FrameId, NONE, Slot};
 
 /// A block that has left: what the keeper reports and reuses.
 #[derive(Clone, Copy, Debug)]
@@ -174,18 +174,16 @@ impl Directory {
         !self.woken.is_empty()
     }
 
-    /// Takes one header off the taken list: the next one, and what became of this one.
-    pub(crate) fn wake_up(&self, slot: Slot) -> (Option<Slot>, Settled) {
+    /// Takes one header off the taken list: the next one, and whether this one waits for its
+    /// release (`settle`), being hidden or a hole.
+    pub(crate) fn wake_up(&self, slot: Slot) -> (Option<Slot>, bool) {
         let header = self.header(slot);
         let next = header.link.load(Ordering::Relaxed);
         // Once QUEUED is off, the link may be used again.
         let before = header.update(|s| Some(s.without(QUEUED | SKIPPED)));
         let Ok(before) = before else { unreachable!("the step refuses nothing") };
-        let next = (next != crate::units::NONE).then_some(Slot(next));
-        if before.kind() == Kind::Ram && !before.has(HIDDEN) {
-            return (next, Settled::Block);
-        }
-        (next, self.settle(slot))
+        let waits = before.kind() != Kind::Ram || before.has(HIDDEN);
+        ((next != NONE).then_some(Slot(next)), waits)
     }
 
     /// Releases a hidden block or a hole if nothing keeps it, else leaves it SKIPPED.

@@ -48,8 +48,8 @@ fn sound(directory: &Directory) -> recount::Counted {
 fn wake_all(directory: &Directory) -> Vec<Settled> {
     let (mut settled, mut next) = (Vec::new(), directory.take_woken());
     while let Some(slot) = next {
-        let (more, outcome) = directory.wake_up(slot);
-        settled.push(outcome);
+        let (more, waits) = directory.wake_up(slot);
+        settled.push(if waits { directory.settle(slot) } else { Settled::Block });
         next = more.or_else(|| directory.take_woken());
     }
     settled

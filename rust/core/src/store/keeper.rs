@@ -213,12 +213,12 @@ impl Keeper {
             if !budget.spend() {
                 return false;
             }
-            let (next, settled) = parts.directory.wake_up(slot);
+            let (next, waits) = parts.directory.wake_up(slot);
             self.woken = next;
-            match settled {
-                Settled::Block => self.policy.wake(slot),
-                Settled::Released(Some(frame)) => parts.frames.give(frame),
-                Settled::Released(None) | Settled::Kept => {}
+            if waits {
+                self.removed(parts, slot);
+            } else {
+                self.policy.wake(slot);
             }
         }
     }
@@ -266,15 +266,18 @@ impl Keeper {
         }
     }
 
+    /// Reports a block hidden by name, once, and releases it if nothing keeps it. Comes with its
+    /// note, or with a wake before that.
     fn removed(&mut self, parts: &Parts, slot: Slot) {
         // A block whose insert was not yet reported is not reported at all; one whose key was
         // stored and reported again meanwhile is not reported as gone.
-        let (key, _, epoch) = parts.directory.describe(slot);
-        let again = parts.directory.find_one(key);
-        let again = again.is_some_and(|entry| self.policy.contains(entry.slot));
-        let current = epoch == parts.directory.epoch() as u16;
-        if self.policy.contains(slot) && !again && current {
-            self.log.add(EventKind::Removed, Some(key));
+        if self.policy.contains(slot) {
+            let (key, _, epoch) = parts.directory.describe(slot);
+            let again = parts.directory.find_one(key);
+            let again = again.is_some_and(|entry| self.policy.contains(entry.slot));
+            if !again && epoch == parts.directory.epoch() as u16 {
+                self.log.add(EventKind::Removed, Some(key));
+            }
         }
         self.settle(parts, slot);
     }

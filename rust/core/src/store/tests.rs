@@ -340,3 +340,22 @@ fn a_key_twice_in_a_batch_takes_one_frame_and_evicts_for_one() {
     assert_eq!(held(&store, 0..60), [0, 1]);
     sound(&store);
 }
+
+#[test]
+fn a_removed_block_woken_before_its_note_leaves_the_order_too() {
+    let store = open(4, true);
+    put(&store, &some(&[8, 9]));
+    let lease = store.lease(&some(&[8, 9]), 2).unwrap_or_else(|e| panic!("{e}"));
+    put(&store, &some(&[1, 2]));
+    assert_eq!(put(&store, &some(&[3, 4])), 2, "a search has passed the leased ones");
+    drop(lease);
+    assert_eq!(store.remove(&some(&[9, 8])).ok(), Some(2));
+    put(&store, &some(&[5, 6]));
+    sound(&store);
+    let events = store.events().unwrap_or_default();
+    let removed = |n| (EventKind::Removed, Some(some(&[n])[0]));
+    for n in [8, 9] {
+        let count = events.iter().filter(|e| (e.kind, e.key) == removed(n)).count();
+        assert_eq!(count, 1, "one report of {n}");
+    }
+}
