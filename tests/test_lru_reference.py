@@ -1,8 +1,8 @@
 """Under lru the store hits exactly what a textbook LRU hits that knows nothing of chains.
 
 Method: random request histories whose chains share prefixes, each request looked up, its hits
-loaded and its misses put, beside an OrderedDict in which every access goes tail first. The leaf
-rule must cost nothing: a block is never used later than its parent.
+loaded and its misses put, beside an OrderedDict in which each request's accesses go tail first, so
+that no block is used later than its parent: then the leaf rule must cost nothing.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from model import raw_key
 
 BLOCK_BYTES = 16
 FRAME_BYTES = 4096
-REQUESTS = 600
+REQUESTS = 1_000
 
 
 class Textbook:
@@ -26,17 +26,14 @@ class Textbook:
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
         self.order: OrderedDict[bytes, None] = OrderedDict()
-        self.evictions = 0
 
     def request(self, chain: list[bytes]) -> int:
         hits = next((i for i, key in enumerate(chain) if key not in self.order), len(chain))
-        for key in reversed(chain[:hits]):
-            self.order.move_to_end(key)
-        for key in reversed(chain[hits : self.capacity]):
-            if len(self.order) == self.capacity:
-                self.order.popitem(last=False)
-                self.evictions += 1
+        for key in reversed(chain[: self.capacity]):
             self.order[key] = None
+            self.order.move_to_end(key)
+            if len(self.order) > self.capacity:
+                self.order.popitem(last=False)
         return hits
 
 
@@ -74,7 +71,6 @@ def test_hits_of_each_request(capacity: int, seed: int) -> None:
         there = store.contains(b"".join(everything))
         assert there == [key in rival.order for key in everything]
         stats = store.stats()
-        assert (stats.hits, stats.evictions) == (hits, rival.evictions)
-        assert hits > 0
-        assert stats.evictions > 0 or capacity == 400
+        assert stats.hits == hits > 0
+        assert stats.evictions == stats.puts - stats.blocks > 0
         store._validate()

@@ -9,8 +9,8 @@
 //! - *Who may touch a frame when* is the pin protocol of the directory, not of this room. `write`
 //!   is for the owner of a frame that nobody can find yet; `read` and `pointer` are for callers
 //!   that hold a pin on the block in it. Under that rule a frame has many readers or one writer.
-//! - A written frame holds the payload and then zeros up to its stride, never older bytes: what lies
-//!   beyond the longest part written since it was zero is still zero, so only that is zeroed again.
+//! - A written frame holds the payload and then zeros up to its stride, never older bytes: what
+//!   lies beyond `zero_from` is still zero, so only the part before it is zeroed again.
 //! - The mapping outlives every pointer into it: whoever hands one out keeps the `Arena` alive.
 //! - A forked child has no copy of the frames (MADV_DONTFORK): it must not come here, and dropping
 //!   its copy of the `Arena` leaves its address space alone. See [`fork_count`].
@@ -159,9 +159,9 @@ impl Arena {
         let zero_from = &self.zero_from[(to.offset / stride) as usize];
         let dirty = zero_from.swap(len as u32, Ordering::Relaxed) as usize;
         let frame = self.checked(Region { len: self.stride_bytes, ..to });
-        // SAFETY: `frame` has `stride >= len, dirty` bytes inside the mapping (checked above) and nobody
-        // else reads or writes them (contract). The row is readable by the contract of `Rows`; it
-        // is no part of this frame: at most a pinned block in another one.
+        // SAFETY: `frame` has `stride >= len, dirty` bytes in the mapping (checked above), which
+        // nobody else reads or writes (contract). The row is readable by the contract of `Rows`
+        // and no part of this frame: at most a pinned block in another one.
         unsafe { copy::into_frame(source, frame, len, dirty) };
     }
 

@@ -3,7 +3,7 @@
 
 use super::header::{Fields, Header};
 use super::state::{Kind, State};
-use crate::sync::{AtomicU32, Ordering, fence};
+use crate::sync::{AtomicU32, Ordering};
 use crate::units::{FrameId, Slot};
 use loom::sync::Arc;
 use loom::thread;
@@ -126,27 +126,4 @@ fn loom_reads_under_a_pin_come_before_the_next_write() {
 #[should_panic(expected = "Causality violation")]
 fn loom_red_a_relaxed_unpin_lets_them_race() {
     a_read_before_the_unpin(false);
-}
-
-/// The unpin of a skipped block and an evictor: one link on one stack. Mirrors the wake stack
-/// model: the last unpin sets QUEUED in the same step, and a queued header is never freed.
-#[test]
-fn loom_a_woken_header_is_not_freed_before_it_is_taken() {
-    loom::model(|| {
-        let header = Arc::new(Header::default());
-        header.publish(&fields(OLD), Kind::Ram, 1);
-        assert!(header.update(|s| Some(s.with(super::state::SKIPPED))).is_ok());
-        let on_stack = Arc::new(AtomicU32::new(0));
-        let (owner, stack) = (Arc::clone(&header), Arc::clone(&on_stack));
-        let unpinner = thread::spawn(move || {
-            if owner.unpin() {
-                stack.fetch_add(1, Ordering::AcqRel);
-            }
-        });
-        let freed = header.update(|s| s.idle().then(|| s.freed())).is_ok();
-        fence(Ordering::SeqCst);
-        assert!(unpinner.join().is_ok());
-        let queued = on_stack.load(Ordering::Acquire) == 1;
-        assert!(queued && !freed, "freed while on the wake stack");
-    });
 }

@@ -17,6 +17,8 @@ mod stack;
 mod state;
 
 #[cfg(all(test, loom))]
+mod loom_protocols;
+#[cfg(all(test, loom))]
 mod loom_tests;
 #[cfg(all(test, not(loom)))]
 mod tests;
