@@ -63,7 +63,7 @@ fn run(policy: PolicyKind, frames: usize, rounds: usize, batches: usize) {
             us
         })
         .collect();
-    assert_eq!(store.get(&long, &RowsMut::packed(&mut out, 1)).ok(), Some(long.len()));
+    assert_eq!(store.get(&long, &mut RowsMut::packed(&mut out, 1)).ok(), Some(long.len()));
     let stats = store.stats();
     assert!(stats.evictions as usize >= rounds * batches * BATCH, "{}", stats.evictions);
     println!(

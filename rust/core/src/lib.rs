@@ -14,7 +14,7 @@
 //! let keys = chain(&[7; 48], 16, &layout, None, &[])?;
 //! let put = store.put(&keys, &Rows::packed(&[1; 3 * 4096], 4096), &PutOptions::default())?;
 //! let mut out = vec![0; 3 * 4096];
-//! assert_eq!((put, store.get(&keys, &RowsMut::packed(&mut out, 4096))?), (3, 3));
+//! assert_eq!((put, store.get(&keys, &mut RowsMut::packed(&mut out, 4096))?), (3, 3));
 //! assert!(out.iter().all(|byte| *byte == 1));
 //! # Ok::<(), keystow_core::error::Error>(())
 //! ```

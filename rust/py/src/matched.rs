@@ -95,8 +95,8 @@ impl Match {
         let mut batch = Batch::of(out, rows, Access::Write, "out")?;
         batch.truncate(blocks);
         let store = self.handle.open(py)?;
-        let (keys, rows) = (self.keys.part(0..blocks), batch.rows_mut());
-        py.detach(|| store.get(&keys, &rows)).or_raise(py)
+        let (keys, mut rows) = (self.keys.part(0..blocks), batch.rows_mut());
+        py.detach(|| store.get(&keys, &mut rows)).or_raise(py)
     }
 
     /// A lease on the blocks found: of this match's own pins, or taken now.

@@ -151,8 +151,8 @@ impl Store {
         options::seconds(py, "timeout_s", timeout_s)?;
         let batch = Batch::of(out, asked.packed.len(), Access::Write, "out")?;
         let store = self.handle.open(py)?;
-        let rows = batch.rows_mut();
-        py.detach(|| store.get(&asked.packed, &rows)).or_raise(py)
+        let mut rows = batch.rows_mut();
+        py.detach(|| store.get(&asked.packed, &mut rows)).or_raise(py)
     }
 
     /// Copies every block the store has into its row of ``out``; says for each whether it did.
@@ -167,8 +167,8 @@ impl Store {
         let asked = Asked::of(keys, &self.handle.identity.fingerprint)?;
         let batch = Batch::of(out, asked.packed.len(), Access::Write, "out")?;
         let store = self.handle.open(py)?;
-        let rows = batch.rows_mut();
-        py.detach(|| store.get_each(&asked.packed, &rows)).or_raise(py)
+        let mut rows = batch.rows_mut();
+        py.detach(|| store.get_each(&asked.packed, &mut rows)).or_raise(py)
     }
 
     /// How many leading blocks the store has, and where: a ``Match``.

@@ -169,6 +169,15 @@ impl Header {
         (FrameId(self.frame.load(Ordering::Relaxed)), self.len.load(Ordering::Relaxed))
     }
 
+    /// Length of the block of this generation, without a pin; none where the header changed hands.
+    pub(crate) fn len_in(&self, generation: u32) -> Option<u32> {
+        let len = self.len.load(Ordering::Relaxed);
+        // As in `checked`: a length of the next owner makes its FREE word visible below.
+        fence(Ordering::Acquire);
+        let now = State(self.state.load(Ordering::Relaxed));
+        (now.generation() == generation).then_some(len)
+    }
+
     /// Only the holder of the hold, or the keeper where nobody can pin or hold.
     pub(crate) fn locate(&self, frame: Option<FrameId>, len: u32) {
         self.frame.store(frame.map_or(NONE, |f| f.0), Ordering::Relaxed);

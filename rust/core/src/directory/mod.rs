@@ -256,9 +256,9 @@ impl Directory {
         unsure
     }
 
-    /// Length of a block that is pinned, or about to be checked again under a pin.
-    pub(crate) fn len_of(&self, entry: &Entry) -> u32 {
-        self.header(entry.slot).located().1
+    /// Length of a block that was found, if it is still that block.
+    pub(crate) fn len_of(&self, entry: &Entry) -> Option<u32> {
+        self.header(entry.slot).len_in(entry.generation)
     }
 
     /// Under a pin: where the bytes are, if they are still in RAM and not removed.

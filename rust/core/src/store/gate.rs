@@ -1,52 +1,110 @@
 //! Calls in progress, and how a put without frames waits for them.
 //!
-//! Owns: the count of calls that hold frames or passing pins, and the wait for one of them to end.
-//! Never does: wait for a lease, which may last for ever. Invariant: who waits holds nothing.
+//! Owns: the count of calls that hold frames or passing pins, of the frames they hold, and the wait
+//! for all of them to end. Never does: wait for a lease, which may last for ever. Invariants: who
+//! waits holds nothing; a call that enters after a wait began does not prolong it.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::Instant;
 
-/// The gate.
+/// The gate. Calls enter on the present side; a wait closes that side for newcomers and lasts until
+/// it is empty.
 #[derive(Default)]
 pub(super) struct Gate {
-    inside: AtomicU32,
+    inside: [AtomicU32; 2],
+    side: AtomicU32,
+    frames: AtomicU32,
     waiting: AtomicU32,
-    lock: Mutex<()>,
-    left: Condvar,
+    waits: Mutex<Waits>,
+    emptied: Condvar,
+}
+
+#[derive(Default)]
+struct Waits {
+    /// The side that is being waited for.
+    closed: Option<usize>,
+    /// Waits that have ended.
+    ended: u64,
 }
 
 /// A call in progress, until dropped.
-pub(super) struct Inside<'a>(&'a Gate);
+pub(super) struct Inside<'a> {
+    gate: &'a Gate,
+    side: usize,
+    frames: u32,
+}
 
 impl Gate {
     pub(super) fn enter(&self) -> Inside<'_> {
-        self.inside.fetch_add(1, Ordering::SeqCst);
-        Inside(self)
+        loop {
+            let side = self.side.load(Ordering::SeqCst) as usize & 1;
+            self.inside[side].fetch_add(1, Ordering::SeqCst);
+            let inside = Inside { gate: self, side, frames: 0 };
+            // Counted on a side that was open after the count: no wait can have missed it.
+            if self.side.load(Ordering::SeqCst) as usize & 1 == side {
+                return inside;
+            }
+        }
     }
 
-    /// Waits until some call inside has left; false at once if none is inside, or at the deadline.
-    pub(super) fn wait_for_one(&self, deadline: Instant) -> bool {
-        let guard = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
-        // SeqCst on both sides: either this sees the leaver gone, or the leaver sees this waiting.
-        self.waiting.fetch_add(1, Ordering::SeqCst);
-        let inside = self.inside.load(Ordering::SeqCst) > 0;
-        let left = deadline.saturating_duration_since(Instant::now());
-        if inside && !left.is_zero() {
-            drop(self.left.wait_timeout(guard, left));
+    /// Frames that calls in progress hold and have not stored in.
+    pub(super) fn frames_held(&self) -> u32 {
+        self.frames.load(Ordering::SeqCst)
+    }
+
+    /// Waits until every call that is inside now has left; false at once where none is, or at the
+    /// deadline.
+    pub(super) fn wait_for_all(&self, deadline: Instant) -> bool {
+        let empty = |side: usize| self.inside[side].load(Ordering::SeqCst) == 0;
+        if empty(0) && empty(1) {
+            return false;
         }
+        let mut waits = self.waits.lock().unwrap_or_else(PoisonError::into_inner);
+        // SeqCst on both sides: either a leaver sees this waiting, or this sees the leaver gone.
+        self.waiting.fetch_add(1, Ordering::SeqCst);
+        // A wait under way began earlier: calls that came since are covered by the next one.
+        let enough = waits.ended + 1 + u64::from(waits.closed.is_some());
+        let done = loop {
+            if waits.closed.is_some_and(empty) {
+                (waits.closed, waits.ended) = (None, waits.ended + 1);
+                self.emptied.notify_all();
+            }
+            if waits.ended >= enough {
+                break true;
+            }
+            if waits.closed.is_none() {
+                waits.closed = Some(self.side.fetch_add(1, Ordering::SeqCst) as usize & 1);
+                continue;
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                break false;
+            }
+            let woken = self.emptied.wait_timeout(waits, left);
+            waits = woken.unwrap_or_else(PoisonError::into_inner).0;
+        };
         self.waiting.fetch_sub(1, Ordering::SeqCst);
-        inside && Instant::now() < deadline
+        done
+    }
+}
+
+impl Inside<'_> {
+    /// This call holds so many frames more.
+    pub(super) fn hold(&mut self, frames: usize) {
+        self.frames += frames as u32;
+        self.gate.frames.fetch_add(frames as u32, Ordering::SeqCst);
     }
 }
 
 impl Drop for Inside<'_> {
     fn drop(&mut self) {
-        self.0.inside.fetch_sub(1, Ordering::SeqCst);
-        if self.0.waiting.load(Ordering::SeqCst) > 0 {
+        self.gate.frames.fetch_sub(self.frames, Ordering::SeqCst);
+        let last = self.gate.inside[self.side].fetch_sub(1, Ordering::SeqCst) == 1;
+        if last && self.gate.waiting.load(Ordering::SeqCst) > 0 {
             // The lock makes sure that a waiter between its check and its sleep is not missed.
-            drop(self.0.lock.lock().unwrap_or_else(PoisonError::into_inner));
-            self.0.left.notify_all();
+            drop(self.gate.waits.lock().unwrap_or_else(PoisonError::into_inner));
+            self.gate.emptied.notify_all();
         }
     }
 }
@@ -56,34 +114,57 @@ mod tests {
     use super::*;
     use std::time::Duration;
 
+    fn far() -> Instant {
+        Instant::now() + Duration::from_secs(3600)
+    }
+
     #[test]
     fn nobody_inside_is_nothing_to_wait_for() {
         let gate = Gate::default();
-        let far = Instant::now() + Duration::from_secs(3600);
-        assert!(!gate.wait_for_one(far));
+        assert!(!gate.wait_for_all(far()));
         drop(gate.enter());
-        assert!(!gate.wait_for_one(far));
+        assert!(!gate.wait_for_all(far()));
     }
 
     #[test]
-    fn a_waiter_goes_on_when_a_call_leaves() {
+    fn a_wait_ends_with_the_calls_that_were_inside_whoever_comes_after() {
         let gate = &Gate::default();
-        let inside = gate.enter();
+        let first = gate.enter();
         std::thread::scope(|scope| {
-            let far = Instant::now() + Duration::from_secs(3600);
-            let waiter = scope.spawn(move || gate.wait_for_one(far));
+            let waiters = [0; 2].map(|_| scope.spawn(move || gate.wait_for_all(far())));
+            while gate.waiting.load(Ordering::SeqCst) < 2 || gate.side.load(Ordering::SeqCst) == 0 {
+                std::thread::yield_now();
+            }
+            let late = gate.enter();
+            drop(first);
+            // The second waiter may have come while the first was waiting: then it covers `late`.
+            std::thread::sleep(Duration::from_millis(20));
+            assert!(waiters.iter().any(|waiter| waiter.is_finished()));
+            drop(late);
+            for waiter in waiters {
+                assert_eq!(waiter.join().ok(), Some(true));
+            }
+        });
+        assert_eq!(gate.waiting.load(Ordering::SeqCst), 0);
+    }
+
+    #[test]
+    fn a_deadline_ends_the_wait_and_the_next_one_goes_on() {
+        let gate = Gate::default();
+        let mut inside = gate.enter();
+        inside.hold(3);
+        assert!(!gate.wait_for_all(Instant::now()));
+        assert_eq!(gate.frames_held(), 3);
+        drop(inside);
+        assert_eq!(gate.frames_held(), 0);
+        let again = gate.enter();
+        std::thread::scope(|scope| {
+            let waiter = scope.spawn(|| gate.wait_for_all(far()));
             while gate.waiting.load(Ordering::SeqCst) == 0 {
                 std::thread::yield_now();
             }
-            drop(inside);
+            drop(again);
             assert_eq!(waiter.join().ok(), Some(true));
         });
-    }
-
-    #[test]
-    fn a_deadline_ends_the_wait() {
-        let gate = Gate::default();
-        let _inside = gate.enter();
-        assert!(!gate.wait_for_one(Instant::now()));
     }
 }

@@ -22,12 +22,12 @@ impl Store {
     ///
     /// # Errors
     /// Closed; Layout where there is not one row for each key, or a row is shorter than its block.
-    pub fn get(&self, keys: &[Key], out: &RowsMut<'_>) -> Result<usize, Error> {
+    pub fn get(&self, keys: &[Key], out: &mut RowsMut<'_>) -> Result<usize, Error> {
         self.check()?;
         check_count(keys, out)?;
         let run = self.look_up(keys);
         for (i, entry) in run.iter().enumerate() {
-            check_row(out.row_bytes(i), self.parts.directory.len_of(entry))?;
+            check_row(out.row_bytes(i), self.parts.directory.len_of(entry).unwrap_or(0))?;
         }
         let (begun, mut bytes) = (Instant::now(), 0);
         let read = |i: usize, frame, len: u32| {
@@ -52,7 +52,7 @@ impl Store {
     ///
     /// # Errors
     /// As `get`.
-    pub fn get_each(&self, keys: &[Key], out: &RowsMut<'_>) -> Result<Vec<bool>, Error> {
+    pub fn get_each(&self, keys: &[Key], out: &mut RowsMut<'_>) -> Result<Vec<bool>, Error> {
         self.check()?;
         check_count(keys, out)?;
         let directory = &self.parts.directory;
@@ -63,7 +63,7 @@ impl Store {
         entries.resize(keys.len(), None);
         for (i, entry) in entries.iter().enumerate() {
             if let Some(entry) = entry.filter(|e| e.resident) {
-                check_row(out.row_bytes(i), directory.len_of(&entry))?;
+                check_row(out.row_bytes(i), directory.len_of(&entry).unwrap_or(0))?;
             }
         }
         let inside = self.gate.enter();

@@ -35,7 +35,7 @@ impl Store {
         self.check()?;
         let run = self.look_up(keys);
         let directory = &self.parts.directory;
-        let bytes = run.iter().map(|entry| u64::from(directory.len_of(entry))).sum();
+        let bytes = run.iter().filter_map(|entry| directory.len_of(entry)).map(u64::from).sum();
         self.count_looked_up(keys.len(), run.len());
         let load_s = self.load_s(bytes);
         Ok(Matched { blocks: run.len(), ram: run.len(), ssd: 0, bytes, load_s })

@@ -18,6 +18,10 @@ use std::collections::HashSet;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::time::{Duration, Instant};
 
+/// How often a put that comes short waits for the calls in progress to end where none of them holds
+/// a frame: once for those that were there, once for those that came meanwhile.
+const WAITS_FOR_PINS: u32 = 2;
+
 /// How to put.
 #[derive(Clone, Debug)]
 pub struct PutOptions {
@@ -50,7 +54,7 @@ struct Round<'a> {
     stored: u64,
     duplicates: u64,
     bytes: u64,
-    _inside: Inside<'a>,
+    inside: Inside<'a>,
 }
 
 impl Store {
@@ -71,6 +75,7 @@ impl Store {
         let deadline = Instant::now() + options.wait.unwrap_or(self.put_wait);
         let epoch = self.parts.directory.epoch();
         let (mut leading, mut stored, mut duplicates) = (0, 0, 0);
+        let mut patience = WAITS_FOR_PINS + 1;
         while !self.is_poisoned() {
             let mut round = Round::new(self, keys, options, epoch);
             let before = std::mem::replace(&mut leading, round.run(blocks));
@@ -81,9 +86,14 @@ impl Store {
             if leading == keys.len() || epoch != self.parts.directory.epoch() {
                 break;
             }
-            // A key twice in a batch takes one frame: another round may get further.
-            let further = leading > before;
-            if !further && (self.deterministic || !self.gate.wait_for_one(deadline)) {
+            if leading > before {
+                continue;
+            }
+            // Short and no further than before: calls in progress may hold what is missing. While
+            // others hold frames it is worth waiting for; else it can only be their passing pins,
+            // or a lease, which is not waited for.
+            patience = patience.saturating_sub(u32::from(self.gate.frames_held() == 0));
+            if self.deterministic || patience == 0 || !self.gate.wait_for_all(deadline) {
                 break;
             }
         }
@@ -188,7 +198,7 @@ impl<'a> Round<'a> {
             stored: 0,
             duplicates: 0,
             bytes: 0,
-            _inside: store.gate.enter(),
+            inside: store.gate.enter(),
         }
     }
 
@@ -203,6 +213,7 @@ impl<'a> Round<'a> {
         let room = (self.store.frames_total() as usize).saturating_sub(present);
         let incoming: Vec<Key> = missing.iter().take(room).map(|i| self.keys[*i]).collect();
         let frames = self.store.reserve_frames(&incoming);
+        self.inside.hold(frames.len());
         for (i, frame) in missing.iter().zip(&frames) {
             let region = self.store.arena.frame(*frame, blocks.row_bytes(*i) as u32);
             self.store.arena.write(region, blocks, *i);

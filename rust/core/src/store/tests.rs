@@ -33,7 +33,8 @@ fn put(store: &Store, keys: &[Key]) -> usize {
 
 fn get(store: &Store, keys: &[Key]) -> usize {
     let mut out = vec![0xEE; keys.len() * BLOCK];
-    let n = store.get(keys, &RowsMut::packed(&mut out, BLOCK)).unwrap_or_else(|e| panic!("{e}"));
+    let n =
+        store.get(keys, &mut RowsMut::packed(&mut out, BLOCK)).unwrap_or_else(|e| panic!("{e}"));
     assert_eq!(out[..n * BLOCK], bytes_of(&keys[..n]), "other bytes than were put");
     n
 }
