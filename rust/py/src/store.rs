@@ -236,8 +236,8 @@ impl Store {
     ///
     /// ``certain=True`` is a command for callers that know: from the last block that is there up to
     /// the first one with another child, tail first. They are found as before until they leave, and
-    /// a hit takes them back. ``certain=False`` is a guess for policies that learn; lru and arc take
-    /// no notice of it.
+    /// a hit takes them back. ``certain=False`` is a guess for policies that learn; lru and arc
+    /// take no notice of it.
     #[pyo3(signature = (keys, certain=true))]
     fn retire(&self, keys: &Bound<'_, PyAny>, certain: bool) -> PyResult<usize> {
         let asked = Asked::of(keys, &self.handle.identity.fingerprint)?;

@@ -43,7 +43,8 @@ impl Directory {
     }
 
     /// Takes a block out of RAM, unless a pin came first: FREE word, parent's counts. Its entry
-    /// and header follow with `bury`, under the same hold of the lock; until then a lookup finds a header of no life.
+    /// and header follow with `bury`, under the same hold of the lock; until then a lookup finds
+    /// a header of no life.
     pub(crate) fn evict(&self, slot: Slot) -> Option<Gone> {
         let header = self.header(slot);
         let leaf = header.kids().1 == 0;

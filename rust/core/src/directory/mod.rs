@@ -21,6 +21,8 @@ mod loom_protocols;
 #[cfg(all(test, loom))]
 mod loom_tests;
 #[cfg(all(test, not(loom)))]
+mod model_tests;
+#[cfg(all(test, not(loom)))]
 mod tests;
 
 pub(crate) use frames::Frames;

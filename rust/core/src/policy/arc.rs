@@ -53,7 +53,7 @@ impl Arc {
     pub(crate) fn new(slots: u32, capacity: u32, dense: bool) -> Self {
         Self {
             order: Order::new(slots),
-            ghosts: Ghosts::new(capacity as usize, dense),
+            ghosts: Ghosts::new(if dense { slots } else { capacity } as usize, dense),
             coming: VecDeque::new(),
             coming_to: [0; 2],
             capacity: u64::from(capacity),
