@@ -11,14 +11,18 @@ import sys
 from collections.abc import Callable, Iterator
 
 import copies
+import evict
 import footprint
 import hashing
 import lookup
+import replays
 from timing import Figure
 
 BENCHMARKS: dict[str, Callable[..., Iterator[Figure]]] = {
     "copies": copies.figures,
     "lookup": lookup.figures,
+    "evict": evict.figures,
+    "replays": replays.figures,
     "hashing": hashing.figures,
     "footprint": footprint.figures,
 }

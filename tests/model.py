@@ -186,7 +186,7 @@ class Model:
         room = 0
         if missing:
             most = min(len(missing), self.frames - len(own))
-            own += [] if before is None or PINX else [before]
+            own += [] if before is None else [before]
             room = self.make_room(most, own)
         leading = len(keys) if room == len(missing) else first[missing[room]]
         new = []

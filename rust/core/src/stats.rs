@@ -3,7 +3,7 @@
 //! Owns: `Stats`, a snapshot that reconciles, and the counters behind it that calls write without
 //! a lock. Never does: measure. Invariants, once the store is at rest: `puts + put_present +
 //! put_duplicate + put_short` = blocks asked of put; `hits + misses` = blocks asked of get,
-//! get_each and lease; `blocks` = `puts - evictions - removed - cleared`.
+//! get_each and lease; `blocks` = `puts + put_again - evictions - removed - cleared`.
 
 use crate::sync::{AtomicI64, AtomicU64, Ordering};
 
@@ -30,8 +30,10 @@ pub struct Stats {
     pub lookup_hits: u64,
     /// Blocks asked of match, match_prefix and contains and not found.
     pub lookup_misses: u64,
-    /// Blocks stored. A put that had to wait may store a block twice.
+    /// Blocks stored, each once a put.
     pub puts: u64,
+    /// Blocks that were stored and gone again before their put ended: stored once more, or cleared.
+    pub put_again: u64,
     /// Blocks of puts that were there before.
     pub put_present: u64,
     /// Blocks of puts that another call stored meanwhile.
@@ -84,6 +86,7 @@ pub(crate) struct Counters {
     pub(crate) lookup_hits: AtomicU64,
     pub(crate) lookup_misses: AtomicU64,
     pub(crate) puts: AtomicU64,
+    pub(crate) put_again: AtomicU64,
     pub(crate) put_present: AtomicU64,
     pub(crate) put_duplicate: AtomicU64,
     pub(crate) put_short: AtomicU64,

@@ -13,8 +13,8 @@ macro_rules! stats {
         /// Counters of a store at one moment; all counts since it was opened.
         ///
         /// They reconcile: ``hits + misses`` = blocks asked of get, get_each and lease; ``puts +
-        /// put_present + put_duplicate + put_short`` = blocks asked of put; ``blocks`` = ``puts -
-        /// evictions - removed - cleared``.
+        /// put_present + put_duplicate + put_short`` = blocks asked of put; ``blocks`` = ``puts +
+        /// put_again - evictions - removed - cleared``.
         #[pyclass(frozen, eq, module = "keystow._core")]
         #[derive(Clone, Default, PartialEq, Eq)]
         pub struct Stats {
@@ -66,6 +66,8 @@ stats! {
     put_duplicate,
     /// Blocks of puts that found no room.
     put_short,
+    /// Blocks stored and gone again before their put ended: stored once more, or cleared.
+    put_again,
     /// Blocks evicted to make room.
     evictions,
     /// Blocks removed by name.

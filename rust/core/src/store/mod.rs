@@ -299,6 +299,7 @@ impl Store {
             lookup_hits: read(&counters.lookup_hits),
             lookup_misses: read(&counters.lookup_misses),
             puts: read(&counters.puts),
+            put_again: read(&counters.put_again),
             put_present: read(&counters.put_present),
             put_duplicate: read(&counters.put_duplicate),
             put_short: read(&counters.put_short),

@@ -100,6 +100,11 @@ impl Store {
         if epoch != self.parts.directory.epoch() {
             leading = 0;
         }
+        // Beyond the leading run: stored twice while it waited, or gone with a clear.
+        let again = (stored + duplicates).saturating_sub(leading as u64).min(stored);
+        let (stored, duplicates) = (stored - again, duplicates.min(leading as u64));
+        add(&counters.puts, stored);
+        add(&counters.put_again, again);
         add(&counters.put_duplicate, duplicates);
         add(&counters.put_present, (leading as u64).saturating_sub(stored + duplicates));
         add(&counters.put_short, (keys.len() - leading) as u64);
@@ -366,7 +371,6 @@ impl Drop for Round<'_> {
             self.store.poisoned.store(true, std::sync::atomic::Ordering::Release);
         }
         let Parts { counters, directory, .. } = &self.store.parts;
-        add(&counters.puts, self.stored);
         add(&counters.bytes_in, self.bytes);
         counters.resident(self.epoch, self.stored as i64, self.bytes as i64);
         for note in self.notes.drain(..).rev() {
