@@ -383,13 +383,14 @@ def rust_reached(tree: Tree) -> Iterator[Fault]:
     todo = [
         path
         for path in tree
-        if path.endswith("/src/lib.rs") or ("/src/" not in path and target.search(path))
+        if path.endswith(("/src/lib.rs", "/src/main.rs"))
+        or ("/src/" not in path and target.search(path))
     ]
     while todo:
         path = todo.pop()
         reached.add(path)
         here = PurePosixPath(path)
-        is_root = here.name in ("lib.rs", "mod.rs") or "/src/" not in path
+        is_root = here.name in ("lib.rs", "main.rs", "mod.rs") or "/src/" not in path
         folder = here.parent if is_root else here.with_suffix("")
         for m in re.finditer(r"\bmod\s+(\w+)\s*;", rust_code(tree[path])):
             children = (f"{folder}/{m.group(1)}.rs", f"{folder}/{m.group(1)}/mod.rs")

@@ -90,4 +90,5 @@ def test_the_contest_is_read_as_it_is_printed(monkeypatch: pytest.MonkeyPatch) -
 def test_one_benchmark_alone_prints_a_table() -> None:
     lines = run("--only", "hashing").splitlines()
     assert lines[0].split()[:2] == ["figure", "median"]
-    assert [line.split("(")[0].strip() for line in lines[1:]] == [n for n in FIGURES if "block_keys" in n]
+    expected = [name for name in FIGURES if name.startswith("block_keys")]
+    assert [line.split("(")[0].strip() for line in lines[1:]] == expected

@@ -125,7 +125,7 @@ fn touch(ours: &Ours, size: &Size, keys: &mut Keys) {
 
 fn main() {
     let quick = std::env::args().any(|argument| argument == "--quick");
-    let (entries, rounds, batches) = if quick { (8192, 2, 8) } else { (1 << 20, 9, 4096) };
+    let (entries, rounds, batches) = if quick { (8192, 2, 8) } else { (1 << 20, 9, 2048) };
     let size = Size { entries, rounds, batches };
     let mut keys = Keys(1);
     let ours = POLICIES.map(|policy| Ours::open(policy, entries));

@@ -59,11 +59,8 @@ impl Store {
                     wrong.push(format!("{what}: {is}, should be {should}"));
                 }
             };
-            expect(
-                "puts - evictions - removed - cleared",
-                read(&parts.counters.puts) - gone,
-                blocks,
-            );
+            let stored = read(&parts.counters.puts) + read(&parts.counters.put_again);
+            expect("blocks stored and not gone", stored.wrapping_sub(gone), blocks);
             expect("evictable and protected", count.evictable + count.protected, count.blocks);
             let recount = Recount {
                 blocks: count.blocks,
