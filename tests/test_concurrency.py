@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 BLOCK_BYTES = 16 << 10
 CELL = np.dtype([("key", "V16"), ("writer", "<u4"), ("count", "<u4"), ("check", "V8")])
 CHAIN = 6
-CHAINS = [np.frombuffer(b"".join(raw_key(n * 100 + i) for i in range(CHAIN)), "V16") for n in range(10)]
+CHAINS = [
+    np.frombuffer(b"".join(raw_key(n * 100 + i) for i in range(CHAIN)), "V16") for n in range(10)
+]
 FRAMES = 24
 WRITERS = 2
 CHECK = np.frombuffer(b"keystow!", "V8")[0]
@@ -99,9 +101,7 @@ class Traffic:
                         self.check(which, floor, np.array(cells, CELL), keys)
                         del cells
 
-    def check(
-        self, which: int, floor: np.ndarray, cells: np.ndarray, keys: np.ndarray
-    ) -> None:
+    def check(self, which: int, floor: np.ndarray, cells: np.ndarray, keys: np.ndarray) -> None:
         if not len(cells):
             return
         first = cells[:, :1]

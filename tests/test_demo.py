@@ -79,7 +79,8 @@ def test_chains_longer_than_memory(ram: str) -> None:
     assert status == 0
     assert report["wrong_blocks"] == 0
     assert report["blocks_unstored"] > 0, "no chain was longer than the memory: raise REQUESTS"
-    assert report["evictions"] > 0
+    # One frame holds the head that all chains share, and a piece does not evict its own parent.
+    assert (report["evictions"] > 0) == (report["frames"] > 1)
     assert report["blocks_hit"] > 0
 
 

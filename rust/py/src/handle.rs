@@ -10,7 +10,7 @@ use keystow_core::error::{Error, ErrorKind};
 use keystow_core::store as core;
 use pyo3::prelude::*;
 
-use crate::errors::exception;
+use crate::errors::{OrRaise, exception};
 use crate::make_keys::Identity;
 use crate::stats::Stats;
 
@@ -32,14 +32,16 @@ impl Handle {
         Self { store: RwLock::new(Some(store)), last: Mutex::new(None), identity, block_bytes }
     }
 
-    /// The store, or StoreClosedError.
+    /// The store, or StoreClosedError: after close, and in a forked child.
     #[inline]
     pub fn open(&self, py: Python<'_>) -> PyResult<Arc<core::Store>> {
-        self.current().ok_or_else(|| {
+        let store = self.current().ok_or_else(|| {
             let message = "this store is closed.";
             let hint = "open a new Store; leases taken before stay readable.";
             exception(py, &Error::new(ErrorKind::Closed, "KS-CLO-001", message, hint))
-        })
+        })?;
+        store.check().or_raise(py)?;
+        Ok(store)
     }
 
     /// Whether `close` has been called.

@@ -151,7 +151,10 @@ impl Store {
     }
 
     /// Refuses calls after close and in forked children.
-    fn check(&self) -> Result<(), Error> {
+    ///
+    /// # Errors
+    /// Closed.
+    pub fn check(&self) -> Result<(), Error> {
         let closed = |code, message: &str, hint: &str| {
             Err(Error::new(ErrorKind::Closed, code, message, hint))
         };

@@ -78,7 +78,7 @@ impl Store {
         let mut patience = WAITS_FOR_PINS + 1;
         while !self.is_poisoned() {
             let mut round = Round::new(self, keys, options, epoch);
-            let before = std::mem::replace(&mut leading, round.run(blocks));
+            leading = round.run(blocks);
             stored += round.stored;
             duplicates += round.duplicates;
             drop(round);
@@ -86,12 +86,13 @@ impl Store {
             if leading == keys.len() || epoch != self.parts.directory.epoch() {
                 break;
             }
-            if leading > before {
-                continue;
+            // A chain longer than RAM has what it can have.
+            if leading >= self.frames_total() as usize {
+                break;
             }
-            // Short and no further than before: calls in progress may hold what is missing. While
-            // others hold frames it is worth waiting for; else it can only be their passing pins,
-            // or a lease, which is not waited for.
+            // Short: calls in progress may hold what is missing. While others hold frames it is
+            // worth waiting for; else it can only be their passing pins, or a lease, which is not
+            // waited for.
             patience = patience.saturating_sub(u32::from(self.gate.frames_held() == 0));
             if self.deterministic || patience == 0 || !self.gate.wait_for_all(deadline) {
                 break;
