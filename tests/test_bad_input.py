@@ -16,15 +16,12 @@ import torch
 import keystow
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
 BLOCK = 4096
 LAYOUT = keystow.Layout.opaque("bad", block_bytes=BLOCK, block_tokens=1)
 OTHER = keystow.Layout.opaque("other", block_bytes=BLOCK, block_tokens=1)
 ROWS = np.arange(8 * BLOCK, dtype=np.uint32).astype(np.uint8).reshape(8, BLOCK)
-
-Keys = keystow.Keys
-Call = "Callable[[keystow.Store, Keys], object]"
 
 
 @pytest.fixture
@@ -64,8 +61,9 @@ def strided() -> np.ndarray:
     return np.zeros((8, 2 * BLOCK), np.uint8)[:, ::2]
 
 
+# By name: the call, made with a store and eight of its keys, and what the message must mention.
 LAYOUT_ERRORS: dict[str, tuple[Any, list[str]]] = {
-    "blocks of nothing": (lambda s, k: keystow.Store(block_bytes=0, ram="1MiB"), ["0"]),
+    "blocks of nothing": (lambda *_: keystow.Store(block_bytes=0, ram="1MiB"), ["0"]),
     "put too few rows": (lambda s, k: s.put(k, ROWS[:7]), ["7", "8"]),
     "put too many rows": (lambda s, k: s.put(k[:7], ROWS), ["7", "8"]),
     "put too few in a list": (lambda s, k: s.put(k, list(ROWS[:3])), ["3", "8"]),
@@ -110,13 +108,13 @@ LAYOUT_ERRORS: dict[str, tuple[Any, list[str]]] = {
 }
 
 KEY_ERRORS: dict[str, tuple[Any, list[str]]] = {
-    "half a key": (lambda s, k: s.match(bytes(24)), ["24", "16"]),
+    "half a key": (lambda s, _: s.match(bytes(24)), ["24", "16"]),
     "keys of another layout": (
-        lambda s, k: s.get(keystow.block_keys(range(8), layout=OTHER), bytearray(8 * BLOCK)),
+        lambda s, _: s.get(keystow.block_keys(range(8), layout=OTHER), bytearray(8 * BLOCK)),
         ["fingerprint"],
     ),
     "keys of another namespace": (
-        lambda s, k: s.remove(keystow.block_keys(range(8), layout=LAYOUT, namespace="b")),
+        lambda s, _: s.remove(keystow.block_keys(range(8), layout=LAYOUT, namespace="b")),
         ["fingerprint"],
     ),
     "a parent of another layout": (
@@ -125,16 +123,16 @@ KEY_ERRORS: dict[str, tuple[Any, list[str]]] = {
     ),
     "a short parent": (lambda s, k: s.put(k, ROWS, parent=bytes(15)), ["15"]),
     "a number as parent": (lambda s, k: s.put(k, ROWS, parent=3), ["int"]),
-    "text": (lambda s, k: s.contains("0123456789abcdef"), ["str"]),
-    "nothing": (lambda s, k: s.match_prefix(None), ["NoneType"]),
-    "numbers": (lambda s, k: s.touch([1, 2]), ["keys[0]", "int"]),
-    "an empty hash": (lambda s, k: s.lease([b"x", b""]), ["keys[1]"]),
-    "a negative token": (lambda s, k: s.keys([1, 2, -1]), ["2", "-1"]),
-    "a token too large": (lambda s, k: s.keys(np.array([2**32])), ["0", "4294967296"]),
-    "a digest too long": (lambda s, k: s.keys([1, 2], extra=[(0, 1, bytes(65))]), ["65", "64"]),
-    "an empty digest": (lambda s, k: s.keys([1, 2], extra=[(0, 1, b"")]), ["0"]),
-    "an extra that ends first": (lambda s, k: s.keys([1, 2], extra=[(2, 1, b"x")]), ["2", "1"]),
-    "a stride through a chain": (lambda s, k: k[::2], ["2"]),
+    "text": (lambda s, _: s.contains("0123456789abcdef"), ["str"]),
+    "nothing": (lambda s, _: s.match_prefix(None), ["NoneType"]),
+    "numbers": (lambda s, _: s.touch([1, 2]), ["keys[0]", "int"]),
+    "an empty hash": (lambda s, _: s.lease([b"x", b""]), ["keys[1]"]),
+    "a negative token": (lambda s, _: s.keys([1, 2, -1]), ["2", "-1"]),
+    "a token too large": (lambda s, _: s.keys(np.array([2**32])), ["0", "4294967296"]),
+    "a digest too long": (lambda s, _: s.keys([1, 2], extra=[(0, 1, bytes(65))]), ["65", "64"]),
+    "an empty digest": (lambda s, _: s.keys([1, 2], extra=[(0, 1, b"")]), ["0"]),
+    "an extra that ends first": (lambda s, _: s.keys([1, 2], extra=[(2, 1, b"x")]), ["2", "1"]),
+    "a stride through a chain": (lambda _, k: k[::2], ["2"]),
 }
 
 CONFIG_ERRORS: dict[str, tuple[Any, list[str]]] = {
@@ -144,27 +142,27 @@ CONFIG_ERRORS: dict[str, tuple[Any, list[str]]] = {
     "an endless wait": (lambda s, k: s.get(k, ROWS.copy(), timeout_s=float("inf")), ["inf"]),
     "a requirement": (lambda s, k: s.match(k, require={"kv": "all"}), ["require"]),
     "an option of a store": (
-        lambda s, k: keystow.Store(LAYOUT, ram="1MiB", polcy="lru"),
+        lambda *_: keystow.Store(LAYOUT, ram="1MiB", polcy="lru"),
         ["polcy", "Did you mean 'policy'?"],
     ),
     "a policy": (
-        lambda s, k: keystow.Store(LAYOUT, ram="1MiB", policy="lrru"),
+        lambda *_: keystow.Store(LAYOUT, ram="1MiB", policy="lrru"),
         ["'lrru'", "'lru'"],
     ),
     "an SSD": (
-        lambda s, k: keystow.Store(LAYOUT, ram="1MiB", ssd="/nvme:1GiB"),
+        lambda *_: keystow.Store(LAYOUT, ram="1MiB", ssd="/nvme:1GiB"),
         ["ssd", "RAM only"],
     ),
-    "no RAM": (lambda s, k: keystow.Store(LAYOUT, ram=0), ["ram", "RAM only"]),
-    "RAM for no block": (lambda s, k: keystow.Store(LAYOUT, ram=BLOCK - 1), ["4095", "4096"]),
+    "no RAM": (lambda *_: keystow.Store(LAYOUT, ram=0), ["ram", "RAM only"]),
+    "RAM for no block": (lambda *_: keystow.Store(LAYOUT, ram=BLOCK - 1), ["4095", "4096"]),
     "RAM beyond the machine": (
-        lambda s, k: keystow.Store(keystow.Layout.opaque("", block_bytes=1 << 28), ram="64TiB"),
+        lambda *_: keystow.Store(keystow.Layout.opaque("", block_bytes=1 << 28), ram="64TiB"),
         ["65536.00 GiB"],
     ),
-    "absurd RAM": (lambda s, k: keystow.Store(LAYOUT, ram=1 << 70), [str(1 << 70)]),
-    "blocks of minus one": (lambda s, k: keystow.Store(block_bytes=-1, ram="1MiB"), ["-1"]),
+    "absurd RAM": (lambda *_: keystow.Store(LAYOUT, ram=1 << 70), [str(1 << 70)]),
+    "blocks of minus one": (lambda *_: keystow.Store(block_bytes=-1, ram="1MiB"), ["-1"]),
     "absurd blocks": (
-        lambda s, k: keystow.Store(block_bytes="257MiB", ram="1GiB"),
+        lambda *_: keystow.Store(block_bytes="257MiB", ram="1GiB"),
         ["269484032", "268435456"],
     ),
 }
@@ -229,6 +227,6 @@ def test_a_wrong_row_late_in_a_long_batch_stops_it_before_the_first(store: keyst
     rows: list[object] = [bytes(BLOCK)] * 7
     before = state(store)
     for bad in (bytes(BLOCK + 1), strided(), "text", None):
-        with pytest.raises(keystow.LayoutError, match="7|4097"):
+        with pytest.raises(keystow.LayoutError, match=r"7|4097"):
             store.put(keys, [*rows, bad])
     assert state(store) == before

@@ -92,8 +92,7 @@ def codes_of_all_verbs(store: keystow.Store, keys: keystow.Keys) -> dict[str, st
         try:
             call()
         except keystow.StoreClosedError as error:
-            assert error.hint
-            codes[name] = error.code
+            codes[name] = error.code if error.hint else "no hint"
         else:
             codes[name] = "none"
     return codes
@@ -154,7 +153,7 @@ def test_a_child_of_multiprocessing_ends_cleanly(store: keystow.Store) -> None:
 
 def test_a_child_that_finalises_its_interpreter_leaves_the_parent_whole() -> None:
     """Its copies of store, lease and views are dropped one by one, and must touch nothing."""
-    script = f"""
+    script = """
 import os, sys, warnings
 import keystow
 warnings.simplefilter("ignore", DeprecationWarning)

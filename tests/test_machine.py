@@ -70,8 +70,8 @@ class Machine(RuleBasedStateMachine):
         expected = self.model.get_each(run.keys)
         assert got == [data is not None for data in expected]
         for row, data in zip(rows, expected, strict=True):
-            data = data or b""
-            assert row == data + bytes([UNTOUCHED]) * (BLOCK_BYTES - len(data))
+            start = data or b""
+            assert row == start + bytes([UNTOUCHED]) * (BLOCK_BYTES - len(start))
 
     @rule(run=QUESTIONS)
     def ask(self, run: Run) -> None:

@@ -215,7 +215,7 @@ def test_a_lease_keeps_no_more_than_its_ancestors(seed: int) -> None:
 
 
 def test_a_run_over_a_break_pins_the_block_before_it() -> None:
-    """b stays the child of a, so a lease on [c, b] needs a pin on each."""
+    """Block b stays the child of a, so a lease on [c, b] needs a pin on each."""
     a, b, c = range(3)
     evil = Adversary(0)
     evil.put([a, b])

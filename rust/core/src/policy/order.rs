@@ -213,3 +213,6 @@ impl<const LISTS: usize> Order<LISTS> {
         slots
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests;
