@@ -51,7 +51,7 @@ def fresh(count: int) -> tuple[int, ...]:
 def test_n_blocks_find_room_iff_n_can_leave_or_are_free(
     policy: str, chains: list[tuple[int, ...]], frames: int, data: st.DataObject
 ) -> None:
-    """vLLM #55461: ARC refused stores with enough evictable blocks."""
+    """As in vLLM #55461: ARC refused stores with enough evictable blocks."""
     with open_store(policy, frames) as store:
         for chain in chains:
             serve(store, chain)
@@ -69,7 +69,7 @@ def test_n_blocks_find_room_iff_n_can_leave_or_are_free(
 @given(POLICIES, CHAINS)
 @settings(max_examples=40, deadline=None)
 def test_a_put_without_room_changes_nothing(policy: str, chains: list[tuple[int, ...]]) -> None:
-    """vLLM #37874: a failed store or eviction left half its work behind."""
+    """As in vLLM #37874: a failed store or eviction left half its work behind."""
     with open_store(policy, 4) as store:
         for chain in chains:
             serve(store, chain)
@@ -88,7 +88,7 @@ def test_a_put_without_room_changes_nothing(policy: str, chains: list[tuple[int,
 def test_a_batch_never_evicts_its_own_blocks_nor_pinned_ones(
     policy: str, chains: list[tuple[int, ...]], frames: int
 ) -> None:
-    """vLLM #35846; LMCache #993, #3189."""
+    """As in vLLM #35846; LMCache #993, #3189."""
     with open_store(policy, frames) as store:
         pinned = store.keys(chains[0][:2])
         put(store, chains[0][:2])
@@ -123,7 +123,7 @@ def test_all_handles_dropped_means_everything_can_leave(
 def test_a_child_leaves_before_its_parent_so_prefix_hits_are_plain_hits(
     policy: str, chains: list[tuple[int, ...]], frames: int
 ) -> None:
-    """sglang #22592; mini-sglang #52: blocks left behind that no prefix reaches."""
+    """As in sglang #22592; mini-sglang #52: blocks left behind that no prefix reaches."""
     with open_store(policy, frames) as store:
         for chain in chains:
             serve(store, chain)
@@ -137,7 +137,7 @@ def test_a_child_leaves_before_its_parent_so_prefix_hits_are_plain_hits(
 def test_eviction_frees_what_was_asked_and_no_more(
     policy: str, chains: list[tuple[int, ...]], frames: int
 ) -> None:
-    """sglang #4987."""
+    """As in sglang #4987."""
     with open_store(policy, frames) as store:
         for chain in chains:
             before = store.stats()

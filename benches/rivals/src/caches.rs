@@ -100,7 +100,8 @@ struct Moka(&'static str, moka::sync::Cache<u128, u32>);
 impl Moka {
     fn new(name: &'static str, entries: usize, policy: EvictionPolicy) -> Self {
         let builder = moka::sync::Cache::builder();
-        Self(name, builder.max_capacity(entries as u64).eviction_policy(policy).build())
+        let builder = builder.max_capacity(entries as u64).initial_capacity(entries);
+        Self(name, builder.eviction_policy(policy).build())
     }
 }
 

@@ -46,8 +46,8 @@ impl Keys {
 struct Contestant<'a> {
     cache: &'a dyn Cache,
     rates: Vec<f64>,
-    /// Share of the last round's keys that the cache had at its end.
-    kept: f64,
+    /// The keys of the last round.
+    last: Vec<Key>,
 }
 
 impl<'a> Contestant<'a> {
@@ -57,7 +57,7 @@ impl<'a> Contestant<'a> {
             cache.insert(&keys.take(BATCH));
         }
         cache.settle();
-        Self { cache, rates: Vec::new(), kept: 0.0 }
+        Self { cache, rates: Vec::new(), last: Vec::new() }
     }
 
     fn play(&mut self, size: &Size, keys: &mut Keys, counts: bool) {
@@ -70,11 +70,16 @@ impl<'a> Contestant<'a> {
         // Nine tenths: a store keeps frames free ahead of need, and shards fill unevenly.
         let full = size.entries * 9 / 10..=size.entries;
         assert!(full.contains(&entries), "{name} has {entries} of {}", size.entries);
-        let kept = fresh.iter().filter(|key| self.cache.holds(key)).count();
-        self.kept = kept as f64 / fresh.len() as f64;
         if counts {
             self.rates.push(fresh.len() as f64 / seconds);
         }
+        self.last = fresh;
+    }
+
+    /// Share of the last round's keys that the cache has.
+    fn kept(&self) -> f64 {
+        let kept = self.last.iter().filter(|key| self.cache.holds(key)).count();
+        kept as f64 / self.last.len() as f64
     }
 }
 
@@ -86,13 +91,15 @@ fn contest(caches: &[&dyn Cache], size: &Size, keys: &mut Keys) {
             all[at].play(size, keys, round > 0);
         }
     }
-    for Contestant { cache, rates, kept } in all {
+    for one in all {
         println!(
-            "{{\"kind\": \"{}\", \"name\": \"{}\", \"entries\": {}, \"rates\": {rates:?}, \
-             \"kept\": {kept:.4}}}",
-            cache.kind(),
-            cache.name(),
+            "{{\"kind\": \"{}\", \"name\": \"{}\", \"entries\": {}, \"rates\": {:?}, \
+             \"kept\": {:.4}}}",
+            one.cache.kind(),
+            one.cache.name(),
             size.entries,
+            one.rates,
+            one.kept(),
         );
     }
 }

@@ -99,7 +99,10 @@ impl Keeper {
             }
             match parts.ring.pop() {
                 Some(note) => self.apply(parts, note, budget),
-                None => return self.sweep(parts, budget),
+                None if !self.sweep(parts, budget) => return false,
+                // What the sweep released may have woken its parents.
+                None if !parts.directory.has_woken() && self.woken.is_none() => return true,
+                None => {}
             }
         }
         false

@@ -360,3 +360,11 @@ fn a_removed_block_woken_before_its_note_leaves_the_order_too() {
         assert_eq!(count, 1, "one report of {n}");
     }
 }
+
+#[test]
+fn the_frames_of_a_cleared_chain_are_free_once_the_stats_are_asked() {
+    let store = open(64, false);
+    put(&store, &keys(0..40));
+    store.clear().unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!(store.stats().frames_free, 64, "parents are woken by the sweep of their children");
+}
