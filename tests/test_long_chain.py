@@ -57,14 +57,15 @@ def test_pieces_put_one_after_the_other_never_displace_their_head(step: int) -> 
         store._validate()
 
 
-def test_a_piece_evicts_others_before_its_own_head() -> None:
+@pytest.mark.parametrize("start", [0, 2, 4])
+def test_the_rest_of_a_chain_evicts_others_before_its_own_head(start: int) -> None:
     with open_store(8) as store:
         head = store.keys(range(6))
         assert store.put(head[:4], rows(head[:4])) == 4
         for number in range(4):  # younger than the head
             other = store.keys([1000 + number])
             store.put(other, rows(other))
-        assert store.put(head[4:], rows(head[4:])) == 2
+        assert store.put(head[start:], rows(head[start:])) == 6 - start
         assert store.match_prefix(head) == 6
 
 

@@ -10,7 +10,7 @@
 //! block that has its room but is not inserted yet counts as being on its list (`coming`), so that
 //! a batch whose victims are all chosen first ends as if its blocks had come one by one.
 
-use super::ghost::Ghosts;
+use super::ghost::{Ghosts, same};
 use super::order::Order;
 use super::{Fingerprint, Policy, Residents, Search};
 use crate::units::Slot;
@@ -67,7 +67,8 @@ impl Arc {
     }
 
     /// Cases II to IV of the paper; a block in RAM is case I, a touch.
-    fn case(&self, key: &Fingerprint) -> Case {
+    #[inline]
+    fn case(&self, key: Fingerprint) -> Case {
         let (t1, t2) = (self.size(ONCE), self.size(AGAIN));
         let (b1, b2) = (self.ghosts.len(ONCE), self.ghosts.len(AGAIN));
         let capacity = self.capacity;
@@ -106,7 +107,7 @@ impl Arc {
     fn apply(&mut self, case: &Case, key: Fingerprint) {
         self.aim = case.aim;
         if case.was_ghost {
-            self.ghosts.remove(&key);
+            self.ghosts.remove(key);
         }
         if let Some(list) = case.forget {
             self.ghosts.drop_oldest(list);
@@ -115,12 +116,13 @@ impl Arc {
         self.coming_to[case.into] += 1;
     }
 
-    fn arrive(&mut self, key: &Fingerprint) -> Option<usize> {
+    #[inline]
+    fn arrive(&mut self, key: Fingerprint) -> Option<usize> {
         // Blocks are inserted in the order of their cases, but for those that were not stored.
         let (_, list) = match self.coming.front() {
-            Some((first, _)) if first == key => self.coming.pop_front()?,
+            Some((first, _)) if same(*first, key) => self.coming.pop_front()?,
             _ => {
-                let at = self.coming.iter().position(|(coming, _)| coming == key)?;
+                let at = self.coming.iter().position(|(coming, _)| *coming == key)?;
                 self.coming.remove(at)?
             }
         };
@@ -132,9 +134,9 @@ impl Arc {
 impl Policy for Arc {
     fn insert(&mut self, slot: Slot, key: Fingerprint, _class: u8, who: &dyn Residents) {
         self.found_for = None;
-        let list = self.arrive(&key).or_else(|| {
+        let list = self.arrive(key).or_else(|| {
             self.admit(key);
-            self.arrive(&key)
+            self.arrive(key)
         });
         self.order.push(list.unwrap_or(ONCE), slot);
         self.order.advance(who);
@@ -159,7 +161,7 @@ impl Policy for Arc {
         who: &dyn Residents,
         budget: &mut u32,
     ) -> Search {
-        let case = incoming.map_or_else(|| self.no_case(), |key| self.case(&key));
+        let case = incoming.map_or_else(|| self.no_case(), |key| self.case(key));
         let t1 = self.size(ONCE) as f64;
         let once = t1 >= 1.0 && (t1 > case.aim || (case.tie_to_once && t1 == case.aim));
         let named = if once || case.without_ghost { ONCE } else { AGAIN };
@@ -175,7 +177,7 @@ impl Policy for Arc {
         let found_for = self.found_for.take().filter(|(key, _)| Some(*key) == incoming);
         let case = match (incoming, found_for) {
             (Some(_), Some((_, case))) => case,
-            (Some(key), None) => self.case(&key),
+            (Some(key), None) => self.case(key),
             (None, _) => self.no_case(),
         };
         if let Some(incoming) = incoming {
@@ -190,13 +192,13 @@ impl Policy for Arc {
 
     fn admit(&mut self, key: Fingerprint) {
         self.found_for = None;
-        let case = self.case(&key);
+        let case = self.case(key);
         self.apply(&case, key);
     }
 
     fn withdraw(&mut self, key: Fingerprint) {
         self.found_for = None;
-        self.arrive(&key);
+        self.arrive(key);
     }
 
     fn forget(&mut self, slot: Slot) {
