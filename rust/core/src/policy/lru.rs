@@ -1,5 +1,6 @@
 //! Least recently used, exact, among the blocks that can leave.
 //!
+//! `Lru::fifo` is the same order without touches: first in, first out, in replay a yardstick.
 //! With touches and inserts tail first (see `store`) a head outlives its tail, so that prefix hits
 //! equal plain hits.
 
@@ -10,11 +11,17 @@ use crate::units::Slot;
 /// One list, youngest last.
 pub(crate) struct Lru {
     order: Order<1>,
+    touches: bool,
 }
 
 impl Lru {
     pub(crate) fn new(slots: u32) -> Self {
-        Self { order: Order::new(slots) }
+        Self { order: Order::new(slots), touches: true }
+    }
+
+    /// The order of arrival.
+    pub(crate) fn fifo(slots: u32) -> Self {
+        Self { touches: false, ..Self::new(slots) }
     }
 }
 
@@ -25,7 +32,7 @@ impl Policy for Lru {
     }
 
     fn touch(&mut self, slot: Slot, who: &dyn Residents) {
-        if self.contains(slot) {
+        if self.touches && self.contains(slot) {
             self.order.remove(slot);
             self.order.push(0, slot);
             self.order.advance(who);

@@ -6,14 +6,12 @@
 //! of the whole order would find first); nothing changes until a victim has really left.
 
 mod arc;
-mod fifo;
 mod ghost;
 mod hints;
 mod lru;
 mod order;
 
 pub(crate) use arc::Arc;
-pub(crate) use fifo::Fifo;
 pub(crate) use hints::Hints;
 pub(crate) use lru::Lru;
 

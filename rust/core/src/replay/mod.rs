@@ -11,7 +11,7 @@ mod trace;
 
 pub use trace::{Malformed, Trace};
 
-use crate::policy::{Arc, Fifo, Lru, Policy, Residents, Search};
+use crate::policy::{Arc, Lru, Policy, Residents, Search};
 use crate::units::Slot;
 
 /// A policy by name.
@@ -70,7 +70,7 @@ pub fn replay(
         ReplayPolicy::Arc => {
             run(trace, Arc::new(slots, ram_blocks, true), ram_blocks, chains, going_on)
         }
-        ReplayPolicy::Fifo => run(trace, Fifo::new(slots), ram_blocks, chains, going_on),
+        ReplayPolicy::Fifo => run(trace, Lru::fifo(slots), ram_blocks, chains, going_on),
     }
 }
 
