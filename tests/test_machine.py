@@ -7,6 +7,7 @@ and every byte handed out must be the one put.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 import pytest
@@ -169,6 +170,10 @@ class RemovingMachine(Machine):
     @rule(run=RUNS)
     def remove(self, run: Run) -> None:
         assert self.store.remove(run.packed()) == self.model.remove(run.keys)
+        # In which order the keys of one call are reported is not promised.
+        events = Counter((e.kind, e.key) for e in self.store.events())
+        assert events == Counter(self.model.events)
+        self.model.events.clear()
 
     @rule(dice=st.integers(0, 3))
     def clear(self, dice: int) -> None:
