@@ -43,8 +43,8 @@ pub(crate) enum Search {
 
 /// An eviction policy. One thread at a time calls it, under the keeper's lock.
 pub(crate) trait Policy: Send {
-    /// A block has come; the caller guarantees it is not here. Moves the young end, and looks at
-    /// two blocks at the old one. `class` is for policies that learn.
+    /// A block has come; the caller guarantees it is not here. Moves the young end, and now and
+    /// then looks at some blocks at the old one. `class` is for policies that learn.
     fn insert(&mut self, slot: Slot, key: Fingerprint, class: u8, who: &dyn Residents);
 
     /// A block was delivered to a caller. Unknown slots are ignored: a touch may come before the

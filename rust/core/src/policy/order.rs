@@ -11,8 +11,10 @@ use crate::units::{NONE, Slot};
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
-/// Blocks looked at by each insert and touch, so that no later search crosses a long list at once.
-const AHEAD: u32 = 2;
+/// Blocks looked at ahead, so that no later search crosses a long list at once: two for each insert
+/// and touch, taken together once in `AHEAD_EVERY`.
+const AHEAD: u32 = 2 * AHEAD_EVERY as u32;
+const AHEAD_EVERY: u64 = 8;
 /// The youngest blocks are not looked at ahead: they are pinned or parents of what comes next, and
 /// each one passed costs a turn through the heap. So a search may have to pass as many more.
 const YOUNG: u64 = 256;
@@ -179,8 +181,16 @@ impl<const LISTS: usize> Order<LISTS> {
         }
     }
 
-    /// Moves every cursor past up to two blocks that stay and are not among the youngest.
+    /// After each push: now and then moves every cursor past blocks that stay and are not among the
+    /// youngest.
+    #[inline]
     pub(crate) fn advance(&mut self, who: &dyn Residents) {
+        if self.clock.is_multiple_of(AHEAD_EVERY) {
+            self.look_ahead(who);
+        }
+    }
+
+    fn look_ahead(&mut self, who: &dyn Residents) {
         for list in 0..LISTS {
             for _ in 0..AHEAD {
                 let slot = self.lists[list].cursor;
