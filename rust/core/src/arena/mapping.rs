@@ -15,6 +15,7 @@ use crate::error::{Error, ErrorKind};
 
 /// Size and alignment of a huge page.
 pub(super) const HUGE_PAGE_BYTES: u64 = 2 << 20;
+const PAGE_BYTES: usize = 4096;
 /// Unmapped room before and after: an overrun faults, and no neighbour merges with the mapping,
 /// so that its line in smaps is ours alone.
 const FENCE_BYTES: u64 = 4096;
@@ -142,6 +143,20 @@ fn huge_bytes_in(smaps: &str, start: u64, end: u64) -> u64 {
 fn area_of(line: &str) -> Option<(u64, u64)> {
     let (start, end) = line.split(' ').next()?.split_once('-')?;
     Some((u64::from_str_radix(start, 16).ok()?, u64::from_str_radix(end, 16).ok()?))
+}
+
+/// Asks for huge pages under a large table of ours, best before it is touched. Advice only: where
+/// it is refused, the table works on small pages.
+pub(crate) fn prefer_huge_pages(table: &[u8]) {
+    let start = table.as_ptr().align_offset(PAGE_BYTES);
+    let len = table.len().saturating_sub(start) / PAGE_BYTES * PAGE_BYTES;
+    if len >= HUGE_PAGE_BYTES as usize {
+        // SAFETY: whole pages inside a live borrow; this advice changes no byte of them.
+        let _ = unsafe {
+            let pages = table.as_ptr().add(start).cast_mut();
+            mm::madvise(pages.cast(), len, Advice::LinuxHugepage)
+        };
+    }
 }
 
 #[cfg(test)]

@@ -30,6 +30,7 @@ use crate::units::{FrameId, NONE};
 
 pub use fork::fork_count;
 pub use limits::{RamLimit, ram_limit};
+pub(crate) use mapping::prefer_huge_pages;
 pub use rows::{Rows, RowsMut};
 
 use mapping::Mapping;

@@ -222,6 +222,10 @@ impl Policy for Arc {
         self.order.bytes() + self.ghosts.bytes()
     }
 
+    fn tables(&self) -> Vec<&[u8]> {
+        vec![self.order.table(), self.ghosts.table()]
+    }
+
     fn validate(&self) -> Vec<Slot> {
         let mut slots = self.order.validate(ONCE);
         slots.extend(self.order.validate(AGAIN));

@@ -6,6 +6,7 @@
 
 use super::Fingerprint;
 use crate::units::NONE;
+use zerocopy::IntoBytes;
 
 /// Equality word by word: a comparison of 16 bytes at once waits for two stores of 8 each.
 #[inline]
@@ -55,6 +56,10 @@ impl Ghosts {
 
     pub(super) fn bytes(&self) -> u64 {
         (self.nodes.capacity() * size_of::<Node>() + self.buckets.len() * 4) as u64
+    }
+
+    pub(super) fn table(&self) -> &[u8] {
+        self.buckets.as_bytes()
     }
 
     #[inline]

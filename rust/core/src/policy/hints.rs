@@ -226,6 +226,10 @@ impl Policy for Hints {
         self.policy.bytes() + self.retired.as_ref().map_or(0, Order::bytes)
     }
 
+    fn tables(&self) -> Vec<&[u8]> {
+        self.policy.tables()
+    }
+
     fn validate(&self) -> Vec<Slot> {
         let slots = self.policy.validate();
         for slot in self.retired.iter().flat_map(|retired| retired.validate(0)) {

@@ -76,6 +76,10 @@ impl Policy for Lru {
         self.order.bytes()
     }
 
+    fn tables(&self) -> Vec<&[u8]> {
+        vec![self.order.table()]
+    }
+
     fn validate(&self) -> Vec<Slot> {
         self.order.validate(0)
     }

@@ -89,6 +89,9 @@ pub(crate) trait Policy: Send {
     /// Bytes of the policy's own memory.
     fn bytes(&self) -> u64;
 
+    /// Large tables, still untouched when the policy is new: their owner may ask for huge pages.
+    fn tables(&self) -> Vec<&[u8]>;
+
     /// Walks every list; panics where a link, stamp or count is wrong. The slots, oldest first.
     fn validate(&self) -> Vec<Slot>;
 }

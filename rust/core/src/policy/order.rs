@@ -10,6 +10,7 @@ use super::{Residents, Search};
 use crate::units::{NONE, Slot};
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
+use zerocopy::IntoBytes;
 
 /// Blocks looked at ahead, so that no later search crosses a long list at once: two for each insert
 /// and touch, taken together once in `AHEAD_EVERY`.
@@ -64,6 +65,10 @@ impl<const LISTS: usize> Order<LISTS> {
 
     pub(crate) fn bytes(&self) -> u64 {
         (self.nodes.len() * size_of::<Node>()) as u64
+    }
+
+    pub(crate) fn table(&self) -> &[u8] {
+        self.nodes.as_bytes()
     }
 
     pub(crate) fn steps(&self) -> u64 {

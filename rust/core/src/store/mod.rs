@@ -34,7 +34,7 @@ pub use lookup::Matched;
 pub use put::PutOptions;
 pub use validate::Recount;
 
-use crate::arena::{Arena, ArenaConfig, fork_count};
+use crate::arena::{Arena, ArenaConfig, fork_count, prefer_huge_pages};
 use crate::directory::{Directory, Entry, Frames, pieces};
 use crate::error::{Error, ErrorKind};
 use crate::policy::{self, Policy, Residents};
@@ -117,6 +117,7 @@ impl Store {
             PolicyKind::Lru => Box::new(policy::Lru::new(slots)),
             PolicyKind::Arc => Box::new(policy::Arc::new(slots, frames, false)),
         };
+        policy.tables().into_iter().for_each(prefer_huge_pages);
         let hints = policy::Hints::new(policy, slots, frames as usize / 2);
         Ok(Arc::new(Self {
             parts: Parts {
