@@ -368,3 +368,15 @@ fn the_frames_of_a_cleared_chain_are_free_once_the_stats_are_asked() {
     store.clear().unwrap_or_else(|e| panic!("{e}"));
     assert_eq!(store.stats().frames_free, 64, "parents are woken by the sweep of their children");
 }
+
+#[test]
+fn parents_named_in_a_circle_make_no_circle() {
+    let store = open(4, true);
+    assert_eq!(put_under(&store, 2, &[1]), 1, "1 under the absent 2: a hole");
+    assert_eq!(put_under(&store, 1, &[2]), 1, "2 under 1: the hole is filled and stays a root");
+    assert_eq!((held(&store, 0..60), sound(&store).holes), (vec![1, 2], 0));
+    assert_eq!((get(&store, &some(&[2, 1])), get(&store, &some(&[1, 2]))), (2, 2));
+    assert_eq!(put(&store, &some(&[10, 11, 12, 13])), 4, "both can leave");
+    assert_eq!(held(&store, 0..60), [10, 11, 12, 13]);
+    sound(&store);
+}
