@@ -15,9 +15,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-import os
-
-PINX = os.environ.get("PINX")
 COUNTERS = (
     "hits misses lookup_hits lookup_misses puts put_present put_short evictions "
     "removed cleared bytes_in bytes_out"
