@@ -15,12 +15,12 @@ const STREAM_ROW_BYTES: usize = 16 << 10;
 /// the caller anyway.
 pub(super) const STREAM_CALL_BYTES: usize = 4 << 20;
 
+#[inline]
 /// Copies `len` bytes into a frame and zeroes what lies behind them up to `dirty`.
 ///
 /// # Safety
 /// `source` is readable for `len` bytes, `frame` writable for `len` and for `dirty`, both without
 /// overlap and without another user of the frame.
-#[inline]
 pub(super) unsafe fn into_frame(source: *const u8, frame: *mut u8, len: usize, dirty: usize) {
     // SAFETY: the caller's contract.
     unsafe {
@@ -35,12 +35,12 @@ pub(super) unsafe fn into_frame(source: *const u8, frame: *mut u8, len: usize, d
     }
 }
 
+#[inline]
 /// Copies `len` bytes out of a frame; `streaming` if the target is not worth caching.
 ///
 /// # Safety
 /// `frame` is readable for `len` bytes and nobody writes them; `target` is writable for `len`
 /// bytes; no overlap.
-#[inline]
 pub(super) unsafe fn out_of_frame(frame: *const u8, target: *mut u8, len: usize, streaming: bool) {
     // SAFETY: the caller's contract.
     unsafe {

@@ -250,3 +250,15 @@ fn a_full_pin_count_refuses_the_next_pin() {
     directory.unpin(entry.slot);
     assert!(directory.pin(entry.slot, entry.generation));
 }
+
+#[test]
+fn a_length_is_told_for_the_block_that_was_found_only() {
+    let directory = Directory::new(8);
+    let short = insert(&directory, 1, None);
+    assert_eq!(directory.len_of(&short), Some(1));
+    assert!(evict(&directory, short.slot).is_some());
+    assert_eq!(directory.len_of(&short), None, "gone");
+    let long = insert(&directory, 7, None);
+    assert_eq!(long.slot, short.slot, "the header is used again");
+    assert_eq!((directory.len_of(&short), directory.len_of(&long)), (None, Some(7)));
+}

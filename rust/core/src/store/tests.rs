@@ -380,3 +380,18 @@ fn parents_named_in_a_circle_make_no_circle() {
     assert_eq!(held(&store, 0..60), [10, 11, 12, 13]);
     sound(&store);
 }
+
+#[test]
+fn a_pinned_match_counts_as_a_lookup_and_touches_nothing() {
+    let store = open(4, true);
+    put(&store, &some(&[1]));
+    (2..5).for_each(|n| assert_eq!(put(&store, &some(&[n])), 1));
+    let pinned = store.match_pinned(&some(&[1, 9])).unwrap_or_else(|e| panic!("{e}"));
+    let stats = store.stats();
+    assert_eq!((pinned.len(), stats.hits, stats.misses), (1, 0, 0));
+    assert_eq!((stats.lookup_hits, stats.lookup_misses, stats.frames_pinned), (1, 1, 1));
+    drop(pinned);
+    put(&store, &some(&[6]));
+    assert_eq!(held(&store, 0..60), [2, 3, 4, 6], "1 is still the oldest");
+    sound(&store);
+}
