@@ -150,10 +150,10 @@ CONFIG_ERRORS: dict[str, tuple[Any, list[str]]] = {
         ["'lrru'", "'lru'"],
     ),
     "an SSD": (
-        lambda *_: keystow.Store(LAYOUT, ram="1MiB", ssd="/nvme:1GiB"),
-        ["ssd", "RAM only"],
+        lambda *_: keystow.Store(LAYOUT, ram="1MiB", ssd="/nvme"),
+        ["ssd='/nvme'", "how much room"],
     ),
-    "no RAM": (lambda *_: keystow.Store(LAYOUT, ram=0), ["ram", "RAM only"]),
+    "no RAM": (lambda *_: keystow.Store(LAYOUT, ram=0), ["ram=0", "without ssd="]),
     "RAM for no block": (lambda *_: keystow.Store(LAYOUT, ram=BLOCK - 1), ["4095", "4096"]),
     "RAM beyond the machine": (
         lambda *_: keystow.Store(keystow.Layout.opaque("", block_bytes=1 << 28), ram="64TiB"),

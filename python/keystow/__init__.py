@@ -3,9 +3,10 @@
 >>> import keystow
 >>> store = keystow.Store(block_bytes=1 << 20, ram="1GiB")
 
-``Store`` keeps blocks, ``Layout`` says what a block of a model is, ``Keys`` name blocks by the
-tokens before and in them. ``replay`` counts what a cache would have hit on a trace. See the
-docstrings of ``Store`` and its methods.
+``Store`` keeps blocks, in RAM and with ``Ssd`` on disk; ``Layout`` says what a block of a model is,
+``Keys`` name blocks by the tokens before and in them. ``open_readonly`` is a frozen view of what is
+on disk. ``replay`` counts what a cache would have hit on a trace. See the docstrings of ``Store``
+and its methods.
 """
 
 from keystow._core import (
@@ -17,6 +18,8 @@ from keystow._core import (
     Keys,
     Lease,
     Match,
+    ReadOnlyStore,
+    Scrubbed,
     Stats,
     __version__,
     block_keys,
@@ -32,8 +35,10 @@ from keystow.errors import (
     StoreClosedError,
     StoreLockedError,
 )
+from keystow.inspection import open_readonly
 from keystow.layout import Layout
 from keystow.replay import Replay, Trace, replay
+from keystow.ssd import Ssd
 from keystow.store import Store
 
 __all__ = [
@@ -49,7 +54,10 @@ __all__ = [
     "LayoutError",
     "Lease",
     "Match",
+    "ReadOnlyStore",
     "Replay",
+    "Scrubbed",
+    "Ssd",
     "SsdError",
     "Stats",
     "Store",
@@ -58,6 +66,7 @@ __all__ = [
     "Trace",
     "__version__",
     "block_keys",
+    "open_readonly",
     "replay",
 ]
 

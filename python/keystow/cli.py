@@ -8,6 +8,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from keystow import __version__
 from keystow.config import parse_size
@@ -43,6 +44,13 @@ def count(text: str) -> int:
     return int(text)
 
 
+def folder(text: str) -> str:
+    """Return a directory that new files can be made in."""
+    if not Path(text).is_dir() or not os.access(text, os.W_OK | os.X_OK):
+        raise argparse.ArgumentTypeError(f"{text!r} is no directory that can be written")
+    return text
+
+
 def words(text: str) -> list[str]:
     """Return a list of words: "lru,arc"."""
     return [word.strip() for word in text.split(",")]
@@ -60,22 +68,37 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=__version__)
     commands = top.add_subparsers(dest="command", required=True, metavar="command")
+    add_demo(commands)
+    add_replay(commands)
+    add_inspect(commands)
+    add_verify(commands)
+    return top
+
+
+def add_demo(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the subcommand `demo`."""
     demo = commands.add_parser(
         "demo",
         help="replay a production chat trace through a real store, every loaded byte checked",
-        description="Replay a production chat trace through a real store. For every request the "
-        "chain is matched, the hit prefix is loaded and every byte of it checked, the missing "
-        "blocks are put. The exit status is 1 if a single byte is wrong.",
+        description="Replay a production chat trace through a real store of RAM and SSD. For "
+        "every request the chain is matched, the hit prefix is loaded and every byte of it "
+        "checked, the missing blocks are put. Half way the process that owns the store is killed "
+        "by SIGKILL; the next one finds what was on SSD and goes on. Lost are the blocks that the "
+        "first had after the last request it told of and the next did not find. The exit status "
+        "is 1 if a single byte is wrong.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     demo.add_argument("--trace", choices=TRACES, default=TRACES[0], help="which packaged trace")
     demo.add_argument("--requests", type=count, metavar="N", help="only the first N requests")
     demo.add_argument("--ram", type=size, default="1GiB", help="memory of the store")
+    demo.add_argument("--ssd", type=size, default="4GiB", help="its room on disk; 0: RAM alone")
+    demo.add_argument(
+        "--dir", type=folder, help="where the demo makes its directory, and removes it at the end"
+    )
+    demo.add_argument("--no-kill", action="store_true", help="one process from start to end")
     demo.add_argument("--block-bytes", type=demo_block, default="64KiB", help="bytes of a block")
     demo.add_argument("--policy", default="lru", help="who leaves when the memory is full")
     demo.add_argument("--json", action="store_true", help="print one JSON object, no table")
-    add_replay(commands)
-    return top
 
 
 def add_replay(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -103,9 +126,48 @@ def add_replay(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     replay.add_argument("--json", action="store_true", help="print one JSON object, no table")
 
 
+def add_inspect(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the subcommand `inspect`."""
+    command = commands.add_parser(
+        "inspect",
+        help="what a store's directory holds, read-only, also while it is in use",
+        description="Say what each store in a directory holds. Nothing is changed and no lock is "
+        "taken. The exit status is 1 if something there can't be read.",
+    )
+    add_directory(command)
+
+
+def add_verify(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the subcommand `verify`."""
+    command = commands.add_parser(
+        "verify",
+        help="read every block in a store's directory and compare its tag",
+        description="Read every block of the stores in a directory and compare its tag. Nothing is "
+        "changed and no lock is taken; what a running owner changes meanwhile is not called bad. "
+        "The exit status is 1 if a block or a page of a table is bad or unreadable.",
+    )
+    add_directory(command)
+    command.add_argument(
+        "--bytes-per-s", type=size, metavar="SIZE", help="read at most so fast, such as 200MB"
+    )
+
+
+def add_directory(command: argparse.ArgumentParser) -> None:
+    """Add the arguments of the subcommands that look into a directory."""
+    command.add_argument(
+        "path", metavar="DIR", help="what was given as ssd=, or <root>/<fingerprint>/<member>"
+    )
+    command.add_argument("--json", action="store_true", help="print one JSON object, no text")
+
+
 def run(options: argparse.Namespace) -> int:
     """Run the chosen subcommand and return its exit status."""
     # Each command loads only what it needs.
+    if options.command in ("inspect", "verify"):
+        from keystow import inspect_command  # noqa: PLC0415
+
+        chosen = {"inspect": inspect_command.run_inspect, "verify": inspect_command.run_verify}
+        return chosen[options.command](options)
     if options.command == "replay":
         from keystow import replay_command  # noqa: PLC0415
 

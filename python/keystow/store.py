@@ -8,11 +8,16 @@ from keystow import _core
 from keystow.config import check_choice, check_seconds, parse_size, refuse_unknown
 from keystow.errors import ConfigError
 from keystow.layout import Layout
+from keystow.ssd import Ssd, read_ssd
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import Literal, Never, Self
 
 __all__ = ["Store"]
+
+# Below this no disk answers in time.
+_IO_TIMEOUT_MIN_S = 0.001
 
 _OPTIONS = (
     "layout",
@@ -31,25 +36,32 @@ _OPTIONS = (
 
 
 class Store(_core.Store):
-    """KV-cache blocks in RAM, found by chained keys; a context manager.
+    """KV-cache blocks in RAM and on SSD, found by chained keys; a context manager.
 
     ``layout``: what a block is (``Layout.from_model``, ``Layout.opaque``); or ``block_bytes``, the
     largest block in bytes, short for ``Layout.opaque("", block_bytes=...)``.
 
     ``ram``: memory for blocks, ``"4GiB"`` or bytes; the index comes on top
     (``stats().index_bytes``). It is checked against what the machine and the cgroup have free.
-    ``ssd``: None; this version keeps blocks in RAM only.
+    ``ssd``: a directory and how much it may take, ``"/nvme/kv:100GiB"`` or ``Ssd(...)``: what
+    leaves RAM goes there, and the next store on it finds it again. None: RAM only. With it
+    ``ram=0`` is legal.
 
     ``policy``: who leaves first, by name (default ``"lru"``). ``namespace`` and ``salt`` enter
     every key: stores that differ in one of them never see each other's blocks.
 
     ``prefault``: ``"background"`` (usable at once while memory is faulted in) or ``"now"``.
     ``put_wait_s``: how long a put waits for room that calls in progress hold, default 1.0.
-    ``io_timeout_s``: longest wait for one disk read or write, default 1.0.
+    ``io_timeout_s``: longest wait for one disk read or write, default 1.0; what takes longer is
+    a miss.
     ``deterministic``: no threads and no reserves, for tests; ``clock="manual"`` goes with it.
 
     Raises ConfigError for unknown options (naming the nearest), absurd sizes and more memory than
-    there is. Any method may be called from any thread. A forked child and a closed store raise
+    there is; StoreLockedError where another store has the directory; FormatError where that is
+    broken or of another version; SsdError where the disk does not do what is asked. What was found
+    there, and what has to be done without, is logged (logger ``keystow``).
+
+    Any method may be called from any thread. A forked child and a closed store raise
     StoreClosedError; a store can't be pickled.
     """
 
@@ -61,7 +73,7 @@ class Store(_core.Store):
         *,
         block_bytes: int | str | None = None,
         ram: int | str | None = None,
-        ssd: str | None = None,
+        ssd: str | Ssd | Sequence[str | Ssd] | None = None,
         policy: str = "lru",
         namespace: str = "",
         salt: str | bytes = "",
@@ -74,10 +86,8 @@ class Store(_core.Store):
     ) -> Self:
         """Check the options and open the store."""
         refuse_unknown(unknown, _OPTIONS, "Store")
-        if ssd is not None:
-            raise _no_ssd("ssd", ssd)
+        device = read_ssd(ssd)
         layout = _layout(layout, block_bytes)
-        check_seconds(io_timeout_s, "io_timeout_s")
         check_choice(clock, "clock", ("real", "manual"))
         if clock == "manual" and not deterministic:
             raise ConfigError(
@@ -87,11 +97,11 @@ class Store(_core.Store):
                 context={"clock": clock},
             )
         check_choice(prefault, "prefault", ("background", "now"))
-        return super().__new__(
+        store = super().__new__(
             cls,
             layout=layout,
             block_bytes=layout.block_bytes,
-            ram_bytes=_ram_bytes(ram),
+            ram_bytes=_ram_bytes(ram, device),
             policy=check_choice(policy, "policy", _core.POLICIES),
             namespace=namespace,
             salt=salt,
@@ -99,7 +109,12 @@ class Store(_core.Store):
             manual_clock=clock == "manual",
             prefault_now=prefault == "now",
             put_wait_s=check_seconds(put_wait_s, "put_wait_s"),
+            io_timeout_s=_io_timeout_s(io_timeout_s, device),
+            ssd=device,
         )
+        if device is not None:
+            _log_open(store)
+        return store
 
 
 def _layout(layout: object, block_bytes: int | str | None) -> Layout:
@@ -120,7 +135,7 @@ def _layout(layout: object, block_bytes: int | str | None) -> Layout:
     )
 
 
-def _ram_bytes(ram: object) -> int:
+def _ram_bytes(ram: object, device: Ssd | None) -> int:
     if ram is None:
         raise ConfigError(
             "ram= is missing.",
@@ -128,15 +143,49 @@ def _ram_bytes(ram: object) -> int:
             hint='say how much memory the blocks may take: ram="4GiB".',
         )
     size = parse_size(ram, "ram")
-    if size == 0:
-        raise _no_ssd("ram", ram)
+    if size == 0 and device is None:
+        raise ConfigError(
+            "ram=0 without ssd= keeps nothing.",
+            code="KS-CFG-205",
+            hint='give ram=, for example ram="4GiB", or ssd="/nvme/kv:100GiB".',
+            context={"ram": ram},
+        )
     return size
 
 
-def _no_ssd(name: str, value: object) -> ConfigError:
-    return ConfigError(
-        f"{name}={value!r}: this version keeps blocks in RAM only.",
-        code="KS-CFG-207",
-        hint='leave ssd= out and give ram=, for example ram="4GiB".',
-        context={name: str(value)},
+def _io_timeout_s(value: object, device: Ssd | None) -> float:
+    seconds = check_seconds(value, "io_timeout_s")
+    if device is None or seconds >= _IO_TIMEOUT_MIN_S:
+        return seconds
+    raise ConfigError(
+        f"io_timeout_s={value!r}: every read would be a miss.",
+        code="KS-CFG-203",
+        hint=f"give seconds from {_IO_TIMEOUT_MIN_S} to 1e9.",
+        context={"io_timeout_s": value},
     )
+
+
+def _log_open(store: Store) -> None:
+    import logging  # noqa: PLC0415 - a fifth of the import time, and only for stores on disk
+
+    logger = logging.getLogger("keystow")
+    stats = store.stats()
+    logger.info(
+        "recovered %s blocks (%s) in %.1f s; %s, %s",
+        f"{stats.recovered:,}",
+        _bytes_text(stats.recovered_bytes),
+        stats.recovery_s,
+        stats.ssd_engine,
+        "O_DIRECT" if stats.ssd_direct else "buffered",
+    )
+    for fallback in stats.fallbacks:
+        logger.warning("%s", fallback)
+
+
+def _bytes_text(count: int) -> str:
+    size, unit = float(count), "bytes"
+    for larger in ("KiB", "MiB", "GiB", "TiB"):
+        if size < 1024:  # noqa: PLR2004 - the step from one unit to the next
+            break
+        size, unit = size / 1024, larger
+    return f"{size:.1f} {unit}" if unit != "bytes" else f"{count} bytes"

@@ -19,6 +19,12 @@ pub enum ErrorKind {
     Capacity,
     /// The store is closed, or this process is a fork of its owner: open a store here.
     Closed,
+    /// Another store has the directory open: close it, or use another member.
+    Locked,
+    /// A directory, or what is in it, is in a form that this version can't read.
+    Format,
+    /// The disk or its directory did not do what was asked: see the path and the errno.
+    Ssd,
 }
 
 /// An error with its kind, stable code, message, way out and the numbers behind it.

@@ -12,9 +12,9 @@ pub const EVENTS_MAX: usize = 1 << 16;
 /// What happened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EventKind {
-    /// The block can be found.
+    /// The block has come to this tier.
     Stored,
-    /// The block was evicted or removed.
+    /// The block was evicted or removed from this tier.
     Removed,
     /// Everything stored before is gone.
     Cleared,
@@ -29,7 +29,7 @@ pub struct Event {
     pub kind: EventKind,
     /// Whose block; none for `Cleared`.
     pub key: Option<Key>,
-    /// Where: "ram".
+    /// Where: "ram" or "ssd"; "" for `Cleared`, which is everywhere.
     pub tier: &'static str,
 }
 
@@ -42,12 +42,12 @@ pub(crate) struct EventLog {
 }
 
 impl EventLog {
-    pub(crate) fn add(&mut self, kind: EventKind, key: Option<Key>) {
+    pub(crate) fn add(&mut self, kind: EventKind, key: Option<Key>, tier: &'static str) {
         if self.entries.len() == EVENTS_MAX {
             self.entries.pop_front();
             self.dropped += 1;
         }
-        self.entries.push_back(Event { sequence: self.next, kind, key, tier: "ram" });
+        self.entries.push_back(Event { sequence: self.next, kind, key, tier });
         self.next += 1;
     }
 
@@ -68,11 +68,11 @@ mod tests {
     fn an_unread_log_drops_its_oldest_and_counts() {
         let mut log = EventLog::default();
         for _ in 0..EVENTS_MAX + 3 {
-            log.add(EventKind::Cleared, None);
+            log.add(EventKind::Cleared, None, "ram");
         }
         assert_eq!(log.dropped(), 3);
         assert_eq!(log.take().first().map(|e| e.sequence), Some(3));
-        log.add(EventKind::Cleared, None);
+        log.add(EventKind::Cleared, None, "ram");
         assert_eq!(log.take()[0].sequence, EVENTS_MAX as u64 + 3);
     }
 }

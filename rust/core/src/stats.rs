@@ -3,7 +3,8 @@
 //! Owns: `Stats`, a snapshot that reconciles, and the counters behind it that calls write without
 //! a lock. Never does: measure. Invariants, once the store is at rest: `puts + put_present +
 //! put_duplicate + put_short` = blocks asked of put; `hits + misses` = blocks asked of get,
-//! get_each and lease; `blocks` = `puts + put_again - evictions - removed - cleared`.
+//! get_each and lease; `blocks` = `puts + put_again + recovered - evictions -
+//! removed - cleared - lost`.
 
 use crate::sync::{AtomicI64, AtomicU64, Ordering};
 
@@ -72,6 +73,102 @@ pub struct Stats {
     pub policy_steps: u64,
     /// What does not work as well as it could here, in words.
     pub fallbacks: Vec<String>,
+    /// Blocks in RAM that a lookup can find.
+    pub blocks_ram: u64,
+    /// The SSD tier, where there is one.
+    pub ssd: Option<SsdStats>,
+}
+
+/// The SSD tier's own counters. In blocks unless the name says bytes, requests or pages.
+#[derive(Clone, Debug, Default)]
+pub struct SsdStats {
+    /// "ok"; "off": too many faults, RAM goes on alone; "probing": about to be trusted again.
+    pub state: &'static str,
+    /// "sim" or "pool".
+    pub engine: &'static str,
+    /// Whether transfers bypass the page cache.
+    pub direct: bool,
+    /// Room for so many blocks.
+    pub slots_total: u64,
+    /// Of it free.
+    pub slots_free: u64,
+    /// Slots not used again after a fault.
+    pub quarantined: u64,
+    /// Blocks on SSD, those included that are in RAM too.
+    pub blocks: u64,
+    /// Blocks written, and their payload.
+    pub writes: u64,
+    /// Payload written.
+    pub write_bytes: u64,
+    /// Writes that came to nothing: failed, or the block was removed or cleared meanwhile.
+    pub writes_lost: u64,
+    /// Blocks read and verified, and their payload.
+    pub reads: u64,
+    /// Payload read.
+    pub read_bytes: u64,
+    /// Reads not begun because the device is left alone.
+    pub reads_refused: u64,
+    /// Blocks that came back to RAM.
+    pub promotions: u64,
+    /// Blocks that left RAM and stayed on SSD.
+    pub demotions: u64,
+    /// Blocks that left the SSD, and so the store, to make room.
+    pub evictions: u64,
+    /// Blocks put straight to SSD, past a full RAM.
+    pub staged: u64,
+    /// Chains written within the write budget, or without one.
+    pub admitted_under: u64,
+    /// Chains written beyond it: hit, retained, refused before, or with a child on SSD.
+    pub admitted_over: u64,
+    /// Chains not written for want of write budget.
+    pub refused: u64,
+    /// Blocks not written for want of a slot, each time it was tried.
+    pub no_slot: u64,
+    /// Dirty blocks that left unwritten: given up by their user,
+    pub dropped_retired: u64,
+    /// refused by admission,
+    pub dropped_refused: u64,
+    /// because a put had waited long enough,
+    pub dropped_waited: u64,
+    /// because the device is left alone.
+    pub dropped_off: u64,
+    /// Blocks whose only copy could not be read or was wrong.
+    pub lost: u64,
+    /// Copies whose bytes did not give their tag.
+    pub bad_tags: u64,
+    /// Requests that failed.
+    pub io_errors: u64,
+    /// Requests that found no room.
+    pub disk_full: u64,
+    /// Requests that moved less than asked.
+    pub short_transfers: u64,
+    /// Requests past their deadline.
+    pub late: u64,
+    /// Times the device was left alone after too many faults.
+    pub breaker_opened: u64,
+    /// Requests that were to decide whether it is trusted again.
+    pub probes: u64,
+    /// Times it was.
+    pub breaker_closed: u64,
+    /// At close the disk did not confirm what was written: a restart may find less, or what was
+    /// removed without `durable`.
+    pub unclean: bool,
+    /// Table pages written.
+    pub page_writes: u64,
+    /// Table pages that were unreadable at open.
+    pub pages_bad: u64,
+    /// Table pages that differ from the disk.
+    pub table_pages_dirty: u64,
+    /// Requests that are out.
+    pub requests_in_flight: u64,
+    /// Blocks found at open, and their payload.
+    pub recovered: u64,
+    /// Their payload.
+    pub recovered_bytes: u64,
+    /// Of them blocks whose parent was not found.
+    pub recovered_orphans: u64,
+    /// How long that took, in microseconds.
+    pub recovery_us: u64,
 }
 
 /// Epochs told apart in the counts of resident blocks: a clear waits for the sweep of the one that
@@ -96,8 +193,12 @@ pub(crate) struct Counters {
     pub(crate) index_full: AtomicU64,
     pub(crate) bytes_in: AtomicU64,
     pub(crate) bytes_out: AtomicU64,
-    /// Nanoseconds spent copying out: with `bytes_out` the rate behind `Matched::load_s`.
+    /// Gets from RAM alone, bytes and nanoseconds: the rate behind `Matched::load_s`.
+    pub(crate) copied_bytes: AtomicU64,
     pub(crate) copy_out_ns: AtomicU64,
+    /// The same for gets that read from SSD.
+    pub(crate) loaded_bytes: AtomicU64,
+    pub(crate) load_out_ns: AtomicU64,
     resident: Resident,
 }
 

@@ -17,6 +17,9 @@ struct Classes {
     layout: Py<PyAny>,
     capacity: Py<PyAny>,
     closed: Py<PyAny>,
+    locked: Py<PyAny>,
+    format: Py<PyAny>,
+    ssd: Py<PyAny>,
 }
 
 static CLASSES: PyOnceLock<Classes> = PyOnceLock::new();
@@ -32,6 +35,9 @@ impl Classes {
                 layout: class("LayoutError")?,
                 capacity: class("CapacityError")?,
                 closed: class("StoreClosedError")?,
+                locked: class("StoreLockedError")?,
+                format: class("FormatError")?,
+                ssd: class("SsdError")?,
             })
         })
     }
@@ -43,6 +49,9 @@ impl Classes {
             ErrorKind::Layout => &self.layout,
             ErrorKind::Capacity => &self.capacity,
             ErrorKind::Closed => &self.closed,
+            ErrorKind::Locked => &self.locked,
+            ErrorKind::Format => &self.format,
+            ErrorKind::Ssd => &self.ssd,
         }
     }
 }

@@ -5,6 +5,7 @@
 //! while detached or waiting; after `close` the memory goes with the last call or lease.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::Duration;
 
 use keystow_core::error::{Error, ErrorKind};
 use keystow_core::store as core;
@@ -57,13 +58,22 @@ impl Handle {
         self.last().clone().unwrap_or_default()
     }
 
+    /// Replaces the store by one on what a crash leaves of its disk.
+    pub fn crash(&self, py: Python<'_>, seed: u64, power: bool) -> PyResult<()> {
+        let store = self.open(py)?;
+        let after = py.detach(|| store.crash(seed, power)).or_raise(py)?;
+        let before = self.store.write().unwrap_or_else(PoisonError::into_inner).replace(after);
+        py.detach(move || drop((store, before)));
+        Ok(())
+    }
+
     /// Closes the store once; later calls have nothing left to write.
-    pub fn close(&self, py: Python<'_>) -> core::Closed {
+    pub fn close(&self, py: Python<'_>, timeout: Duration) -> core::Closed {
         let taken = self.store.write().unwrap_or_else(PoisonError::into_inner).take();
         let Some(store) = taken else {
             return core::Closed::default();
         };
-        let (closed, stats) = py.detach(move || (store.close(), Stats::of(&store)));
+        let (closed, stats) = py.detach(move || (store.close(timeout), Stats::of(&store)));
         *self.last() = Some(stats);
         closed
     }
@@ -81,8 +91,18 @@ impl Handle {
 impl Drop for Handle {
     fn drop(&mut self) {
         if let Some(store) = self.store.get_mut().unwrap_or_else(PoisonError::into_inner).take() {
-            drop_detached(store);
+            drop_detached(Forgotten(store));
         }
+    }
+}
+
+/// A store that nobody closed: its directory is free for the next one when this is gone, though
+/// the store's own thread may hold it a moment longer. What is only in RAM is lost.
+struct Forgotten(Arc<core::Store>);
+
+impl Drop for Forgotten {
+    fn drop(&mut self) {
+        self.0.close(Duration::ZERO);
     }
 }
 

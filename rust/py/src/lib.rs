@@ -7,11 +7,12 @@
 //! no call waits, copies, or looks up more than `FEW_KEYS` keys while attached to the interpreter.
 //!
 //! One file a thing: `keys` and `make_keys`, `tokens`, `memory` (blocks and outs), `store` with its
-//! `handle`, `matched`, `lease`, `stats`; `replay`; `options`, `refuse` and `errors` for what goes
-//! wrong.
+//! `handle` and `ssd`, `matched`, `lease`, `stats`; `inspect`; `replay`; `options`, `refuse` and
+//! `errors` for what goes wrong.
 
 mod errors;
 mod handle;
+mod inspect;
 mod keys;
 mod lease;
 mod make_keys;
@@ -21,6 +22,7 @@ mod options;
 mod refuse;
 mod replay;
 mod show;
+mod ssd;
 mod stats;
 mod store;
 mod tokens;
@@ -31,6 +33,8 @@ const FEW_KEYS: usize = 8;
 /// The compiled part of keystow; use it through ``import keystow``.
 #[pyo3::pymodule]
 mod _core {
+    #[pymodule_export]
+    use crate::inspect::{ReadOnlyStore, Scrubbed, inspect, open_readonly, verify};
     #[pymodule_export]
     use crate::keys::{Keys, keys_from_parts};
     #[pymodule_export]
@@ -53,6 +57,10 @@ mod _core {
     /// Whether the compiler optimised: figures of a build without are worthless.
     #[pymodule_export]
     const OPTIMISED: bool = !cfg!(debug_assertions);
+
+    /// Names of the I/O engines of an SSD tier.
+    #[pymodule_export]
+    const ENGINES: &[&str] = keystow_core::store::EngineKind::NAMES;
 
     /// Names of the eviction policies.
     #[pymodule_export]

@@ -16,9 +16,9 @@ use crate::memory::{Access, Batch};
 
 /// Leading blocks of a chain that the store has: ``int(match)``, ``len(match)`` or ``.blocks``.
 ///
-/// True if there is at least one. Made by ``store.match``; with ``pin=True`` the blocks stay until
-/// ``release()`` or the end of a ``with`` block, without it they may leave at any time (a later get
-/// then returns fewer).
+/// True if there is at least one. Made by ``store.match``; with ``pin=True`` the blocks stay where
+/// they are until ``release()`` or the end of a ``with`` block, without it they may leave at any
+/// time (a later get then returns fewer).
 #[pyclass(frozen, weakref, module = "keystow._core")]
 pub struct Match {
     handle: Arc<Handle>,
@@ -43,7 +43,8 @@ impl Match {
     }
 
     fn lease_of(&self, py: Python<'_>) -> PyResult<Arc<Pinned>> {
-        if let Some(pinned) = self.pinned().clone() {
+        let whole = |pinned: &Arc<Pinned>| pinned.len() == self.found.blocks;
+        if let Some(pinned) = self.pinned().clone().filter(whole) {
             return Ok(pinned);
         }
         let store = self.handle.open(py)?;
@@ -99,7 +100,8 @@ impl Match {
         py.detach(|| store.get(&keys, &mut rows)).or_raise(py)
     }
 
-    /// A lease on the blocks found: of this match's own pins, or taken now.
+    /// A lease on the blocks found: of this match's own pins where all of them are in RAM, or taken
+    /// now, which brings those on SSD to RAM.
     fn lease(&self, py: Python<'_>) -> PyResult<Lease> {
         Ok(Lease::new(self.lease_of(py)?))
     }

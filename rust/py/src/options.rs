@@ -1,10 +1,11 @@
-//! Plain options of verbs: seconds, priority, policy, and those that only later versions take.
+//! Plain options of verbs: seconds, priority, names of policies and engines, and those that only
+//! later versions take.
 //!
 //! Owns: their ranges. Never does: defaults.
 
 use std::time::Duration;
 
-use keystow_core::store::PolicyKind;
+use keystow_core::store::{EngineKind, PolicyKind};
 use pyo3::prelude::*;
 
 use crate::refuse;
@@ -23,6 +24,12 @@ pub fn seconds(py: Python<'_>, name: &str, value: Option<f64>) -> PyResult<Optio
     }
 }
 
+/// A time to wait, None for one without an end.
+pub fn wait(py: Python<'_>, name: &str, value: Option<f64>) -> PyResult<Duration> {
+    let no_end = Duration::from_secs_f64(SECONDS_MAX);
+    Ok(seconds(py, name, value)?.unwrap_or(no_end))
+}
+
 /// A number of things.
 pub fn count(py: Python<'_>, name: &str, value: i64) -> PyResult<usize> {
     usize::try_from(value).map_err(|_| refuse::bad_count(py, name, value))
@@ -36,6 +43,11 @@ pub fn priority(py: Python<'_>, value: i64) -> PyResult<()> {
 /// An option that takes None until its feature is there.
 pub fn none_yet(name: &str, value: Option<&Bound<'_, PyAny>>) -> PyResult<()> {
     value.map_or(Ok(()), |value| Err(refuse::not_built(value.py(), name)))
+}
+
+/// An I/O engine by name.
+pub fn engine(py: Python<'_>, name: &str) -> PyResult<EngineKind> {
+    EngineKind::parse(name).ok_or_else(|| refuse::bad_choice(py, "engine", name, EngineKind::NAMES))
 }
 
 /// A policy by name.

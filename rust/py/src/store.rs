@@ -6,6 +6,7 @@
 //! core is called, so a call that raises for them changes nothing.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use keystow_core::error::Error;
 use keystow_core::key::Key;
@@ -16,15 +17,21 @@ use pyo3::types::{PyBytes, PyDict};
 
 use crate::errors::{OrRaise, no_pickle};
 use crate::handle::Handle;
+use crate::inspect::{self, Scrubbed};
 use crate::keys::Keys;
 use crate::lease::{Lease, Pinned};
 use crate::make_keys::{self, Asked, Identity, Namespace};
 use crate::matched::Match;
 use crate::memory::{Access, Batch};
+use crate::ssd::Device;
 use crate::stats::{Closed, Event, Stats};
 use crate::{FEW_KEYS, options, show};
 
-/// Blocks of KV cache in RAM, found by chained keys. ``keystow.Store`` parses the options.
+/// What the end of a ``with`` block waits for the disk: as long as a close without arguments.
+const CLOSE_S: f64 = 20.0;
+
+/// Blocks of KV cache in RAM and on SSD, found by chained keys. ``keystow.Store`` parses the
+/// options.
 #[pyclass(frozen, subclass, weakref, module = "keystow._core")]
 pub struct Store {
     handle: Arc<Handle>,
@@ -57,7 +64,7 @@ impl Store {
 impl Store {
     #[new]
     #[pyo3(signature = (*, layout, block_bytes, ram_bytes, policy, namespace, salt, deterministic,
-        manual_clock, prefault_now, put_wait_s))]
+        manual_clock, prefault_now, put_wait_s, io_timeout_s, ssd))]
     #[expect(clippy::too_many_arguments, reason = "one a named option of the Python facade")]
     fn new(
         py: Python<'_>,
@@ -71,8 +78,11 @@ impl Store {
         manual_clock: bool,
         prefault_now: bool,
         put_wait_s: f64,
+        io_timeout_s: f64,
+        ssd: Option<Device>,
     ) -> PyResult<Self> {
         let identity = Identity::of(layout, namespace.as_bytes(), &salt.0)?;
+        let ssd = ssd.map(|ssd| ssd.config(layout, &identity)).transpose()?;
         let config = core::StoreConfig {
             ram_bytes,
             block_bytes,
@@ -80,7 +90,9 @@ impl Store {
             deterministic,
             manual_clock,
             prefault: if prefault_now { core::Prefault::Now } else { core::Prefault::Background },
-            put_wait: options::seconds(py, "put_wait_s", Some(put_wait_s))?.unwrap_or_default(),
+            put_wait: options::wait(py, "put_wait_s", Some(put_wait_s))?,
+            io_timeout: options::wait(py, "io_timeout_s", Some(io_timeout_s))?,
+            ssd,
         };
         let store = py.detach(|| core::Store::open(&config)).or_raise(py)?;
         let handle = Arc::new(Handle::new(store, identity));
@@ -148,11 +160,11 @@ impl Store {
         timeout_s: Option<f64>,
     ) -> PyResult<usize> {
         let asked = Asked::of(keys, &self.handle.identity.fingerprint)?;
-        options::seconds(py, "timeout_s", timeout_s)?;
+        let timeout = options::seconds(py, "timeout_s", timeout_s)?;
         let batch = Batch::of(out, asked.packed.len(), Access::Write, "out")?;
         let store = self.handle.open(py)?;
         let mut rows = batch.rows_mut();
-        py.detach(|| store.get(&asked.packed, &mut rows)).or_raise(py)
+        py.detach(|| store.get_within(&asked.packed, &mut rows, timeout)).or_raise(py)
     }
 
     /// Copies every block the store has into its row of ``out``; says for each whether it did.
@@ -173,9 +185,9 @@ impl Store {
 
     /// How many leading blocks the store has, and where: a ``Match``.
     ///
-    /// It neither moves nor touches anything, unless ``pin=True`` keeps the blocks in RAM until the
-    /// match is released (it is a context manager). ``require`` is for stores with several pools:
-    /// None only.
+    /// It neither moves nor touches anything; ``pin=True`` keeps the blocks, in RAM or on SSD,
+    /// until the match is released (it is a context manager). ``require`` is for stores with
+    /// several pools: None only.
     #[pyo3(name = "match", signature = (keys, pin=false, require=None))]
     fn match_(
         &self,
@@ -191,10 +203,7 @@ impl Store {
             if !pin {
                 return Ok((store.match_run(&packed)?, None));
             }
-            let lease = store.match_pinned(&packed)?;
-            let (blocks, bytes) = (lease.len(), lease.bytes());
-            let load_s = store.load_s(bytes);
-            let found = core::Matched { blocks, ram: blocks, ssd: 0, bytes, load_s };
+            let (lease, found) = store.match_pinned(&packed)?;
             Ok((found, Some(Pinned::new(lease))))
         };
         let few = packed.len() <= FEW_KEYS && !pin;
@@ -212,7 +221,8 @@ impl Store {
         self.look(keys, |store, keys| store.contains(keys))
     }
 
-    /// Pins the leading blocks in RAM for reading without a copy: a ``Lease``.
+    /// Pins the leading blocks in RAM for reading without a copy: a ``Lease``. Those on SSD are
+    /// read first, as far as there is room.
     ///
     /// Raises CapacityError if there are fewer than ``min_blocks``; then nothing stays pinned.
     #[pyo3(signature = (keys, min_blocks=0))]
@@ -262,29 +272,47 @@ impl Store {
     /// Removes the blocks of these keys, wherever they stand; returns how many there were.
     ///
     /// Once it has returned, a get finds only bytes put after it. Leased blocks stay readable to
-    /// their leases. ``durable``: also from the disk before returning (there is none yet).
+    /// their leases. ``durable``: also from the disk before it returns, older copies of the same
+    /// keys included; else with the next flush or within a second.
+    ///
+    /// Raises SsdError where the disk does not confirm: the blocks are gone from this store, but a
+    /// restart may bring them back.
     #[pyo3(signature = (keys, durable=true))]
     fn remove(&self, keys: &Bound<'_, PyAny>, durable: bool) -> PyResult<usize> {
-        let _ = durable;
         let asked = Asked::of(keys, &self.handle.identity.fingerprint)?;
         let (py, store) = (keys.py(), self.handle.open(keys.py())?);
-        py.detach(|| store.remove(&asked.packed)).or_raise(py)
+        py.detach(|| store.remove(&asked.packed, durable)).or_raise(py)
     }
 
-    /// Forgets everything: once it has returned, a get finds only bytes of puts begun after it.
+    /// Forgets everything: once it has returned, a get finds only bytes of puts begun after it,
+    /// also after a restart. Use it when the weights change.
+    ///
+    /// Raises SsdError where the disk does not confirm, as ``remove``.
     fn clear(&self, py: Python<'_>) -> PyResult<()> {
         let store = self.handle.open(py)?;
         py.detach(|| store.clear()).or_raise(py)
     }
 
+    /// Writes what is only in RAM to SSD, as far as there is room, and brings it to stable storage.
+    ///
+    /// Returns how many blocks are still in RAM only: 0 is a promise that a restart finds all of
+    /// them. ``timeout_s``: None for no limit. Without ``ssd=`` nothing is written.
+    #[pyo3(signature = (timeout_s=None))]
+    fn flush(&self, py: Python<'_>, timeout_s: Option<f64>) -> PyResult<u64> {
+        let time = options::wait(py, "timeout_s", timeout_s)?;
+        let store = self.handle.open(py)?;
+        py.detach(|| store.flush(time)).or_raise(py)
+    }
+
     /// Closes the store: ``Closed(written, left)``; leaving a ``with`` block does it too.
     ///
     /// Its memory goes with the last lease and the last call in progress. ``timeout_s``: seconds
-    /// for writing to SSD. Later calls raise StoreClosedError; ``stats()`` goes on telling.
+    /// for writing to SSD, None for no limit. Later calls raise StoreClosedError; ``stats()`` goes
+    /// on telling. A store that is only forgotten gives its directory back without writing more.
     #[pyo3(signature = (timeout_s=20.0))]
     fn close(&self, py: Python<'_>, timeout_s: Option<f64>) -> PyResult<Closed> {
-        options::seconds(py, "timeout_s", timeout_s)?;
-        Ok(self.handle.close(py).into())
+        let time = options::wait(py, "timeout_s", timeout_s)?;
+        Ok(self.handle.close(py, time).into())
     }
 
     /// Counters: ``Stats``. Works after close too.
@@ -293,7 +321,8 @@ impl Store {
     }
 
     /// Changes since the last call, oldest first: a list of ``Event``. Bounded: what nobody
-    /// fetches is dropped and counted in ``stats().events_dropped``.
+    /// fetches is dropped and counted in ``stats().events_dropped``. What was on SSD when the store
+    /// was opened comes first.
     fn events(&self, py: Python<'_>) -> PyResult<Vec<Event>> {
         let store = self.handle.open(py)?;
         py.detach(|| Event::take(&store)).or_raise(py)
@@ -318,6 +347,23 @@ impl Store {
         make_keys::of_hashes(hashes, width, &self.handle.identity)
     }
 
+    /// Reads every block that is on SSD and compares its tag: ``Scrubbed``.
+    ///
+    /// At most ``bytes_per_s``, for at most ``timeout_s`` seconds (None: to the end). A bad copy is
+    /// given up: the block is written again if it is in RAM too, else a miss from now on.
+    ///
+    /// Raises StoreClosedError; ConfigError for bad arguments.
+    #[pyo3(signature = (bytes_per_s=None, timeout_s=None))]
+    fn verify(
+        &self,
+        py: Python<'_>,
+        bytes_per_s: Option<u64>,
+        timeout_s: Option<f64>,
+    ) -> PyResult<Scrubbed> {
+        let store = self.handle.open(py)?;
+        inspect::scrub(py, &store, bytes_per_s, timeout_s)
+    }
+
     /// Recounts everything and compares; for tests. Raises AssertionError with what is wrong.
     fn _validate<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let store = self.handle.open(py)?;
@@ -329,8 +375,16 @@ impl Store {
 
     /// Moves a manual clock by so many microseconds; for tests.
     fn _step(&self, py: Python<'_>, us: u64) -> PyResult<()> {
-        self.handle.open(py)?.step(us);
+        let store = self.handle.open(py)?;
+        py.detach(|| store.step(us));
         Ok(())
+    }
+
+    /// Ends a store on a simulated disk as a crash would and opens another on what is left of the
+    /// disk; ``power`` also loses what was not confirmed. For tests.
+    #[pyo3(signature = (seed, power=false))]
+    fn _crash(&self, py: Python<'_>, seed: u64, power: bool) -> PyResult<()> {
+        self.handle.crash(py, seed, power)
     }
 
     /// Panics under the core's lock; for tests.
@@ -382,7 +436,7 @@ impl Store {
         _value: &Bound<'_, PyAny>,
         _traceback: &Bound<'_, PyAny>,
     ) {
-        self.handle.close(py);
+        self.handle.close(py, Duration::from_secs_f64(CLOSE_S));
     }
 
     fn __reduce__(&self) -> PyResult<()> {

@@ -46,6 +46,10 @@ pub struct MemoryId(pub u16);
 impl MemoryId {
     /// The arena itself.
     pub const ARENA: Self = Self(0);
+    /// Blocks on their way past the arena.
+    pub const STAGING: Self = Self(1);
+    /// Pages of the SSD tier's tables, as they go to disk.
+    pub const PAGES: Self = Self(2);
 }
 
 /// A piece of known memory: what copies and I/O engines are given instead of pointers.
@@ -71,6 +75,8 @@ pub enum Prefault {
 /// What to map.
 #[derive(Clone, Copy, Debug)]
 pub struct ArenaConfig {
+    /// Which memory it will be.
+    pub who: MemoryId,
     /// Number of frames, at least one.
     pub frames: u32,
     /// Bytes from one frame to the next, a multiple of 4,096.
@@ -86,6 +92,7 @@ pub struct ArenaConfig {
 pub struct Arena {
     prefaulter: Prefaulter,
     mapping: Arc<Mapping>,
+    who: MemoryId,
     frames: u32,
     stride_bytes: u32,
     /// For each frame: bytes from here on are zero.
@@ -99,7 +106,7 @@ impl Arena {
     /// Config: absurd sizes (KS-CFG-101), more than the machine or the cgroup has free
     /// (KS-CFG-102), or the kernel refuses the mapping (KS-CFG-103).
     pub fn map(config: ArenaConfig) -> Result<Self, Error> {
-        let ArenaConfig { frames, stride_bytes, prefault, threads } = config;
+        let ArenaConfig { who, frames, stride_bytes, prefault, threads } = config;
         if frames == 0
             || frames == NONE
             || stride_bytes == 0
@@ -119,7 +126,7 @@ impl Arena {
         let mapping = Arc::new(Mapping::new(bytes)?);
         let prefaulter = Prefaulter::start(&mapping, prefault, threads);
         let zero_from = (0..frames).map(|_| AtomicU32::new(0)).collect();
-        Ok(Self { prefaulter, mapping, frames, stride_bytes, zero_from })
+        Ok(Self { prefaulter, mapping, who, frames, stride_bytes, zero_from })
     }
 
     /// Number of frames.
@@ -143,7 +150,7 @@ impl Arena {
         assert!(frame.0 < self.frames, "frame {} of {}", frame.0, self.frames);
         assert!(len <= self.stride_bytes, "{len} bytes in a frame of {}", self.stride_bytes);
         let offset = u64::from(frame.0) * u64::from(self.stride_bytes);
-        Region { who: MemoryId::ARENA, offset, len }
+        Region { who: self.who, offset, len }
     }
 
     /// Copies a row into the frame that starts at `to` and zeroes the rest of that frame.
@@ -182,6 +189,24 @@ impl Arena {
         unsafe { copy::out_of_frame(source, target, len, streaming) };
     }
 
+    /// A frame is about to be filled by a device, up to so many bytes: what it will hold there is
+    /// not known to be zero. For the frame's owner, before the read is submitted.
+    pub(crate) fn expect_read(&self, frame: FrameId, bytes: u32) {
+        self.zero_from[frame.index()].fetch_max(bytes, Ordering::Relaxed);
+    }
+
+    /// A device has filled a frame with a block of `len` bytes: zeroes what lies behind it. For the
+    /// frame's owner, after the read has completed, well or not (then `len` is 0).
+    pub(crate) fn settle_read(&self, frame: FrameId, len: u32) {
+        let dirty = self.zero_from[frame.index()].swap(len, Ordering::Relaxed);
+        if dirty > len {
+            let at = self.checked(self.frame(frame, dirty));
+            // SAFETY: the first `dirty` bytes of the frame lie in the mapping, and its owner alone
+            // touches them.
+            unsafe { std::ptr::write_bytes(at.add(len as usize), 0, (dirty - len) as usize) };
+        }
+    }
+
     /// Address of a region, for views without a copy. Valid while the arena lives; its bytes hold
     /// still while the block in it is pinned.
     #[inline]
@@ -211,8 +236,26 @@ impl Arena {
 
     #[inline]
     fn checked(&self, at: Region) -> *mut u8 {
-        assert!(at.who == MemoryId::ARENA, "memory {} is not the arena", at.who.0);
+        assert!(at.who == self.who, "memory {} is not {}", at.who.0, self.who.0);
         self.mapping.at(at.offset, at.len)
+    }
+}
+
+/// All memory of a store that I/O may read and write, by `MemoryId`.
+#[derive(Clone, Debug)]
+pub struct Memory(Arc<[Arc<Arena>]>);
+
+impl Memory {
+    /// The memories of a store, in the order of their ids.
+    pub fn new(arenas: Vec<Arc<Arena>>) -> Self {
+        assert!(arenas.iter().enumerate().all(|(id, arena)| arena.who.0 as usize == id));
+        Self(arenas.into())
+    }
+
+    /// Address of a region, checked against its memory. Who reads or writes through it must be
+    /// the region's owner: an I/O engine is, from submission to completion.
+    pub(crate) fn at(&self, region: Region) -> *mut u8 {
+        self.0[region.who.0 as usize].checked(region)
     }
 }
 

@@ -146,6 +146,15 @@ impl<'a> RowsMut<'a> {
         Self { form: Form::List(rows), owner: PhantomData }
     }
 
+    /// Copies `bytes` to the start of a row, which is at least as long.
+    pub(crate) fn fill(&mut self, index: usize, bytes: &[u8]) {
+        let (at, row_bytes) = self.row(index);
+        assert!(bytes.len() <= row_bytes, "{} bytes in a row of {row_bytes}", bytes.len());
+        // SAFETY: the row is writable and used by nobody else (the maker's contract), this value
+        // is borrowed exclusively, and the bytes fit.
+        unsafe { std::ptr::copy(bytes.as_ptr(), at, bytes.len()) };
+    }
+
     /// Address and length of a row.
     #[inline]
     pub(super) fn row(&self, index: usize) -> (*mut u8, usize) {
@@ -205,6 +214,21 @@ mod tests {
         let rows = RowsMut::list(&mut [&mut a, &mut b]);
         assert_eq!((rows.len(), rows.smallest_row(), rows.largest_row()), (2, 3, 5));
         assert_eq!((rows.row_bytes(0), rows.row_bytes(1)), (3, 5));
+    }
+
+    #[test]
+    fn a_fill_writes_the_start_of_its_row_only() {
+        let mut bytes = [0_u8; 9];
+        let mut rows = RowsMut::packed(&mut bytes, 3);
+        rows.fill(1, &[7, 8]);
+        rows.fill(2, &[]);
+        assert_eq!(bytes, [0, 0, 0, 7, 8, 0, 0, 0, 0]);
+    }
+
+    #[test]
+    #[should_panic(expected = "4 bytes in a row of 3")]
+    fn a_fill_beyond_its_row_is_refused() {
+        RowsMut::packed(&mut [0; 9], 3).fill(1, &[0; 4]);
     }
 
     #[test]

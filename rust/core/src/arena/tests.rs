@@ -7,8 +7,14 @@ use super::*;
 const MIB: u32 = 1 << 20;
 
 fn arena(frames: u32, stride_bytes: u32) -> Arena {
-    Arena::map(ArenaConfig { frames, stride_bytes, prefault: Prefault::Now, threads: 0 })
-        .expect("map")
+    Arena::map(ArenaConfig {
+        who: MemoryId::ARENA,
+        frames,
+        stride_bytes,
+        prefault: Prefault::Now,
+        threads: 0,
+    })
+    .expect("map")
 }
 
 /// Copies one row in and the whole frame out.
@@ -91,7 +97,7 @@ fn foreign_memory_is_not_here() {
 fn absurd_sizes_and_too_much_are_config_errors() {
     let map = |frames, stride_bytes| {
         let prefault = Prefault::Background;
-        Arena::map(ArenaConfig { frames, stride_bytes, prefault, threads: 0 })
+        Arena::map(ArenaConfig { who: MemoryId::ARENA, frames, stride_bytes, prefault, threads: 0 })
             .map(|arena| arena.frames())
             .map_err(|error| (error.kind, error.code))
     };
@@ -131,7 +137,8 @@ fn huge_pages_are_counted_or_their_lack_is_said() {
 #[test]
 fn background_prefault_ends_and_changes_no_byte() {
     let prefault = Prefault::Background;
-    let config = ArenaConfig { frames: 128, stride_bytes: MIB, prefault, threads: 2 };
+    let config =
+        ArenaConfig { who: MemoryId::ARENA, frames: 128, stride_bytes: MIB, prefault, threads: 2 };
     let arena = Arena::map(config).expect("map");
     let payload = vec![0xA5; MIB as usize];
     for frame in (0..128).rev() {
@@ -150,7 +157,13 @@ fn background_prefault_ends_and_changes_no_byte() {
 fn a_drop_during_prefault_waits_for_its_threads_only() {
     for _ in 0..8 {
         let prefault = Prefault::Background;
-        let config = ArenaConfig { frames: 512, stride_bytes: MIB, prefault, threads: 4 };
+        let config = ArenaConfig {
+            who: MemoryId::ARENA,
+            frames: 512,
+            stride_bytes: MIB,
+            prefault,
+            threads: 4,
+        };
         drop(Arena::map(config).expect("map"));
     }
 }
@@ -183,7 +196,8 @@ fn a_child_knows_that_it_is_one() {
 fn a_drop_in_a_child_unmaps_nothing() {
     // Large enough that threads are still at work when the fork comes.
     let prefault = Prefault::Background;
-    let config = ArenaConfig { frames: 256, stride_bytes: MIB, prefault, threads: 2 };
+    let config =
+        ArenaConfig { who: MemoryId::ARENA, frames: 256, stride_bytes: MIB, prefault, threads: 2 };
     let arena = Arena::map(config).expect("map");
     let address = arena.pointer(arena.frame(FrameId(7), 0)) as usize;
     assert!(in_child(|| {

@@ -2,16 +2,19 @@
 //!
 //! Owns: the layout, the checked read and the compare-and-swap steps on the state word. Never does:
 //! follow a link to another header. Invariants: a header is never moved or freed as memory;
-//! `key`, `parent` and the epoch are constant within a generation; `frame` and `len` change only
-//! under the hold or while nobody can know the generation.
+//! `key`, `parent` and the epoch are constant within a generation; `frame`, `ssd_slot` and
+//! `len` change only under the hold, under the keeper's lock where nobody can pin or hold, or while
+//! nobody can know the generation.
 
 use crate::directory::slab::Zeroed;
-use crate::directory::state::{HIDDEN, Kind, QUEUED, SKIPPED, State};
+use crate::directory::state::{AWAITED, HIDDEN, Kind, QUEUED, State};
 use crate::sync::{AtomicU32, AtomicU64, Ordering, fence};
-use crate::units::{FrameId, NONE, Slot};
+use crate::units::{FrameId, NONE, Slot, SsdSlot};
 
-/// The fields in their fixed places. `ssd_slot`, `last_use` and most of `meta` wait for the tiers
-/// and policies that use them.
+const HITS_SHIFT: u32 = 16;
+const HITS_MAX: u32 = 63;
+
+/// The fields in their fixed places. Most of `meta` waits for the policies that use it.
 #[repr(C, align(64))]
 #[cfg_attr(loom, derive(Default))]
 pub(crate) struct Header {
@@ -25,7 +28,7 @@ pub(crate) struct Header {
     kids_any: AtomicU32,
     len: AtomicU32,
     last_use: AtomicU32,
-    /// {pool 4, class 4, priority 2, hits 6, epoch 16}.
+    /// {pool 4, class 4, priority 2, hits 6, epoch 16}; constant within a generation but for hits.
     meta: AtomicU32,
     /// On the free stack or, with QUEUED, on the wake stack.
     pub(crate) link: AtomicU32,
@@ -45,6 +48,7 @@ pub(crate) struct Fields {
     pub(crate) key: [u64; 2],
     pub(crate) parent: Option<(Slot, u32)>,
     pub(crate) frame: Option<FrameId>,
+    pub(crate) ssd: Option<SsdSlot>,
     pub(crate) len: u32,
     pub(crate) epoch: u16,
 }
@@ -101,7 +105,7 @@ impl Header {
         self.parent.store(parent.0, Ordering::Relaxed);
         self.parent_generation.store(generation, Ordering::Relaxed);
         self.frame.store(fields.frame.map_or(NONE, |f| f.0), Ordering::Relaxed);
-        self.ssd_slot.store(NONE, Ordering::Relaxed);
+        self.ssd_slot.store(fields.ssd.map_or(NONE, |s| s.0), Ordering::Relaxed);
         self.kids_ram.store(0, Ordering::Relaxed);
         self.kids_any.store(0, Ordering::Relaxed);
         self.len.store(fields.len, Ordering::Relaxed);
@@ -137,11 +141,22 @@ impl Header {
     /// stack.
     pub(crate) fn unpin(&self) -> bool {
         let before = self.update(|s| {
-            let last = s.pins() == 1 && s.has(SKIPPED);
+            let last = s.pins() == 1 && s.has(AWAITED);
             Some(if last { s.unpinned().with(QUEUED) } else { s.unpinned() })
         });
         let Ok(before) = before else { unreachable!("the step refuses nothing") };
-        before.pins() == 1 && before.has(SKIPPED) && !before.has(QUEUED)
+        before.pins() == 1 && before.has(AWAITED) && !before.has(QUEUED)
+    }
+
+    /// Gives the hold back, and `next` is done to the word. The word before, and as for `unpin`.
+    pub(crate) fn unhold(&self, next: impl Fn(State) -> State) -> (State, bool) {
+        let last = |s: State| s.pins() == 0 && s.has(AWAITED);
+        let before = self.update(|s| {
+            let after = next(s.unhold());
+            Some(if last(after) { after.with(QUEUED) } else { after })
+        });
+        let Ok(before) = before else { unreachable!("the step refuses nothing") };
+        (before, last(next(before.unhold())) && !before.has(QUEUED))
     }
 
     /// The red twin of `unpin`: the same step without Release.
@@ -182,6 +197,31 @@ impl Header {
     pub(crate) fn locate(&self, frame: Option<FrameId>, len: u32) {
         self.frame.store(frame.map_or(NONE, |f| f.0), Ordering::Relaxed);
         self.len.store(len, Ordering::Relaxed);
+    }
+
+    /// The block's place on SSD, where its kind has one; stable as `located` is.
+    pub(crate) fn ssd_slot(&self) -> Option<SsdSlot> {
+        let slot = self.ssd_slot.load(Ordering::Relaxed);
+        (slot != NONE).then_some(SsdSlot(slot))
+    }
+
+    /// Who may: as for `locate`.
+    pub(crate) fn place_on_ssd(&self, slot: Option<SsdSlot>) {
+        self.ssd_slot.store(slot.map_or(NONE, |s| s.0), Ordering::Relaxed);
+    }
+
+    /// Minutes since 2020 and hits since the insert (at most 63), as the keeper last noted them.
+    pub(crate) fn usage(&self) -> (u32, u8) {
+        let hits = self.meta.load(Ordering::Relaxed) >> HITS_SHIFT & HITS_MAX;
+        (self.last_use.load(Ordering::Relaxed), hits as u8)
+    }
+
+    /// Under the keeper's lock only.
+    pub(crate) fn set_usage(&self, minutes: u32, hits: u8) {
+        let hits = u32::from(hits).min(HITS_MAX);
+        let others = self.meta.load(Ordering::Relaxed) & !(HITS_MAX << HITS_SHIFT);
+        self.meta.store(others | hits << HITS_SHIFT, Ordering::Relaxed);
+        self.last_use.store(minutes, Ordering::Relaxed);
     }
 
     /// {in RAM, any}: written under the keeper's lock only.

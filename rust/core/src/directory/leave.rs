@@ -2,14 +2,37 @@
 //!
 //! Owns: every step that lowers something, all of it under the keeper's lock (`&mut Keeper` is the
 //! caller's proof). Never does: choose. Invariants: a RAM copy leaves only without pin, hold and
-//! children; a header is freed only when no child names it and it is not QUEUED; the order is
-//! FREE word, bin entry, then header and frame to their next owners.
+//! children in RAM, a dirty one without any children; a header is freed only when no child names it
+//! and it is not QUEUED; the order is FREE word, bin entry, then header and frame to their next
+//! owners.
 
-use super::state::{HIDDEN, Kind, QUEUED, SKIPPED, State};
+use super::state::{AWAITED, HIDDEN, Kind, QUEUED, SKIPPED, SKIPPED_ON_SSD, State};
 use super::{Directory, Removed};
 use crate::key::Key;
 use crate::sync::Ordering;
-use crate::units::{FrameId, NONE, Slot};
+use crate::units::{FrameId, NONE, Slot, SsdSlot};
+
+/// Which dirty blocks may leave RAM: their bytes are nowhere else.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Dirty {
+    /// None: they wait for the cleaner.
+    Stay,
+    /// Those without children.
+    Leaves,
+    /// Those without children in RAM too; they leave a hole.
+    Holes,
+}
+
+/// How a block left RAM.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Left {
+    /// Out of the store.
+    Gone(Gone),
+    /// Still on SSD.
+    Demoted(Gone),
+    /// Its bytes are gone, its header stays for its children.
+    Hole(Gone),
+}
 
 /// A block that has left: what the keeper reports and reuses.
 #[derive(Clone, Copy, Debug)]
@@ -33,25 +56,78 @@ pub(crate) enum Settled {
 
 impl Directory {
     /// Whether a block can't leave RAM now. If so it is flagged SKIPPED from the very word that
-    /// showed why, so that the last pin, hold or child to go wakes it.
-    pub(crate) fn stays(&self, slot: Slot) -> bool {
+    /// showed why, so that the last pin, hold or child to go wakes it. A dirty block that waits for
+    /// the cleaner is woken by it.
+    pub(crate) fn stays(&self, slot: Slot, dirty: Dirty) -> bool {
+        let header = self.header(slot);
+        let leaves = self.leaves_ram(slot, dirty);
+        let flagged = header.update(|s| (!leaves(s) && !s.has(SKIPPED)).then(|| s.with(SKIPPED)));
+        flagged.map_or_else(|s| !leaves(s), |_| true)
+    }
+
+    /// The leaf rule of RAM as a test of the state word.
+    fn leaves_ram(&self, slot: Slot, dirty: Dirty) -> impl Fn(State) -> bool + use<> {
+        let (kids_ram, kids_any) = self.header(slot).kids();
+        move |s| {
+            let unused = s.idle() && !s.has(HIDDEN) && kids_ram == 0;
+            unused
+                && match s.kind() {
+                    Kind::Both => true,
+                    Kind::Ram => match dirty {
+                        Dirty::Stay => false,
+                        Dirty::Leaves => kids_any == 0,
+                        Dirty::Holes => true,
+                    },
+                    _ => false,
+                }
+        }
+    }
+
+    /// Takes a block out of RAM, unless a pin came first. One that is gone from the store keeps its
+    /// entry and header until `bury`, under the same hold of the lock; until then a lookup finds a
+    /// header of no life.
+    pub(crate) fn evict(&self, slot: Slot, dirty: Dirty) -> Option<Left> {
+        let header = self.header(slot);
+        let leaves = self.leaves_ram(slot, dirty);
+        let leaf = header.kids().1 == 0;
+        let before = header.update(|s| {
+            leaves(s).then(|| match s.kind() {
+                Kind::Both => s.with_kind(Kind::Ssd),
+                _ if leaf => s.freed(),
+                _ => s.with_kind(Kind::Hole).with(SKIPPED),
+            })
+        });
+        let before = before.ok()?;
+        if before.kind() == Kind::Both {
+            return Some(Left::Demoted(self.leave_parent(slot, 1, 0)));
+        }
+        if !leaf {
+            self.holes.fetch_add(1, Ordering::Relaxed);
+            return Some(Left::Hole(self.leave_parent(slot, 1, 0)));
+        }
+        self.bins.prefetch(self.bins.place(header.key()));
+        Some(Left::Gone(self.leave_parent(slot, 1, 1)))
+    }
+
+    /// Whether an SSD copy can't leave now: it is in RAM too, or a pin, hold or child keeps it. If
+    /// so it is flagged, as in `stays`.
+    pub(crate) fn stays_on_ssd(&self, slot: Slot) -> bool {
         let header = self.header(slot);
         let has_kids = header.kids().1 > 0;
-        let kept = |s: State| has_kids || !s.idle() || s.kind() != Kind::Ram || s.has(HIDDEN);
-        let flagged = header.update(|s| (kept(s) && !s.has(SKIPPED)).then(|| s.with(SKIPPED)));
+        let kept = |s: State| has_kids || !s.idle() || s.kind() != Kind::Ssd || s.has(HIDDEN);
+        let flagged =
+            header.update(|s| (kept(s) && !s.has(SKIPPED_ON_SSD)).then(|| s.with(SKIPPED_ON_SSD)));
         flagged.map_or_else(kept, |_| true)
     }
 
-    /// Takes a block out of RAM, unless a pin came first: FREE word, parent's counts. Its entry
-    /// and header follow with `bury`, under the same hold of the lock; until then a lookup finds
-    /// a header of no life.
-    pub(crate) fn evict(&self, slot: Slot) -> Option<Gone> {
+    /// Takes a block that is only on SSD out of the store, as `evict`; its SSD slot is free.
+    pub(crate) fn evict_from_ssd(&self, slot: Slot) -> Option<(Gone, SsdSlot)> {
         let header = self.header(slot);
         let leaf = header.kids().1 == 0;
-        let goes = |s: State| leaf && s.idle() && s.kind() == Kind::Ram && !s.has(HIDDEN);
+        let goes = |s: State| leaf && s.idle() && s.kind() == Kind::Ssd && !s.has(HIDDEN);
         header.update(|s| goes(s).then(|| s.freed())).ok()?;
-        self.bins.prefetch(self.bins.place(header.key()));
-        Some(self.leave_parent(slot, Kind::Ram))
+        let ssd = header.ssd_slot().expect("a block on SSD has a slot");
+        Some((self.leave_parent(slot, 0, 1), ssd))
     }
 
     /// Asks for a header that will be read soon.
@@ -59,14 +135,13 @@ impl Directory {
         super::prefetch(self.header(slot));
     }
 
-    /// After the FREE word: what the block was, and its parent's counts.
-    fn leave_parent(&self, slot: Slot, was: Kind) -> Gone {
+    /// After the word has changed: what the block was; its parent has so many children less.
+    fn leave_parent(&self, slot: Slot, ram: i32, any: i32) -> Gone {
         let header = self.header(slot);
         let (frame, len) = header.located();
-        let ram = i32::from(was == Kind::Ram);
         if let Some((parent, generation)) = header.parent() {
             debug_assert_eq!(self.header(parent).state().generation(), generation);
-            self.lose_child(parent, -ram, -1);
+            self.lose_child(parent, -ram, -any);
         }
         let (key, epoch) = (Key::from_words(header.key()), header.epoch());
         Gone { key, frame: (ram == 1).then_some(frame), len, epoch }
@@ -81,14 +156,14 @@ impl Directory {
         self.give_header(slot);
     }
 
-    fn lose_child(&self, parent: Slot, ram: i32, any: i32) {
+    pub(super) fn lose_child(&self, parent: Slot, ram: i32, any: i32) {
         let header = self.header(parent);
         header.add_kids(ram, any);
         if header.kids().0 > 0 {
             return;
         }
         // Pinned or held: its last unpin wakes it.
-        let wake = |s: State| s.has(SKIPPED) && s.idle();
+        let wake = |s: State| s.has(AWAITED) && s.idle();
         if header.update(|s| wake(s).then(|| s.with(QUEUED))).is_ok() {
             self.wake(parent);
         }
@@ -96,11 +171,11 @@ impl Directory {
 
     /// For an insert event: counts the block with its parent. `refilled`: it was counted as a
     /// child before it had bytes. The event's pins stand for the counts until now.
-    pub(crate) fn count_child(&self, slot: Slot, refilled: bool) {
+    pub(crate) fn count_child(&self, slot: Slot, refilled: bool, in_ram: bool) {
         if let Some((parent, generation)) = self.header(slot).parent() {
             let header = self.header(parent);
             assert_eq!(header.state().generation(), generation, "a pinned parent was freed");
-            header.add_kids(1, i32::from(!refilled));
+            header.add_kids(i32::from(in_ram), i32::from(!refilled));
         }
     }
 
@@ -117,7 +192,7 @@ impl Directory {
     pub(super) fn hide(&self, slot: Slot, generation: u32) -> Option<Removed> {
         let header = self.header(slot);
         let visible =
-            |s: State| s.generation() == generation && s.kind() == Kind::Ram && !s.has(HIDDEN);
+            |s: State| s.generation() == generation && s.kind().is_there() && !s.has(HIDDEN);
         // Read first: once hidden, the keeper may release the header at any time.
         let (epoch, (_, len)) = (header.epoch(), header.located());
         header.update(|s| visible(s).then(|| s.with(HIDDEN | SKIPPED))).ok()?;
@@ -181,9 +256,9 @@ impl Directory {
         let header = self.header(slot);
         let next = header.link.load(Ordering::Relaxed);
         // Once QUEUED is off, the link may be used again.
-        let before = header.update(|s| Some(s.without(QUEUED | SKIPPED)));
+        let before = header.update(|s| Some(s.without(QUEUED | AWAITED)));
         let Ok(before) = before else { unreachable!("the step refuses nothing") };
-        let waits = before.kind() != Kind::Ram || before.has(HIDDEN);
+        let waits = !before.kind().is_there() || before.has(HIDDEN);
         ((next != NONE).then_some(Slot(next)), waits)
     }
 
@@ -210,7 +285,7 @@ impl Directory {
             if before.kind() == Kind::Hole && !before.has(HIDDEN) {
                 self.holes.fetch_sub(1, Ordering::Relaxed);
             }
-            let gone = self.leave_parent(slot, before.kind());
+            let gone = self.leave_parent(slot, i32::from(before.kind() == Kind::Ram), 1);
             self.bury(slot);
             return Settled::Released(gone.frame);
         }

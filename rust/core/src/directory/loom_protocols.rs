@@ -3,7 +3,7 @@
 
 use super::header::{Fields, Header};
 use super::state::{Kind, SKIPPED, State};
-use super::{Block, Commit, Directory, Entry};
+use super::{Block, Commit, Directory, Dirty, Entry, Home};
 use crate::key::Key;
 use crate::sync::{AtomicU32, Mutex, Ordering};
 use crate::units::{FrameId, Slot};
@@ -20,7 +20,7 @@ fn bounded(preemptions: usize, model: impl Fn() + Sync + Send + 'static) {
 /// (fields first, then the kind) the header can name the frame that the loser gives back.
 fn two_refills(by_hold: bool) {
     loom::model(move || {
-        let fields = Fields { key: [1, 1], parent: None, frame: None, len: 0, epoch: 0 };
+        let fields = Fields { key: [1, 1], parent: None, frame: None, ssd: None, len: 0, epoch: 0 };
         let header = Arc::new(Header::default());
         header.publish(&fields, Kind::Hole, 0);
         let refill = move |header: &Header, frame: u32| {
@@ -60,7 +60,7 @@ fn loom_red_without_the_hold_both_write_it() {
 fn commit(directory: &Directory, n: u64, parent: Option<&Entry>, pins: u32) -> Option<Entry> {
     let parent = parent.map(|p| (p.slot, p.generation));
     let (key, frame, epoch) = (Key::from_words([n, n]), FrameId(n as u32), directory.epoch());
-    match directory.commit(&Block { key, parent, frame, len: 1, epoch, pins }) {
+    match directory.commit(&Block { key, parent, home: Home::Frame(frame), len: 1, epoch, pins }) {
         Commit::Stored { entry, .. } => Some(entry),
         _ => None,
     }
@@ -102,13 +102,13 @@ fn insert_events(born: bool) {
 fn keeper(directory: &Directory, notes: &Mutex<Vec<Slot>>, victim: Slot, born: bool) {
     let told = notes.lock().map(|mut notes| std::mem::take(&mut *notes));
     for slot in told.unwrap_or_default() {
-        directory.count_child(slot, false);
+        directory.count_child(slot, false, true);
         if born {
             directory.drop_event_pins(slot);
         }
     }
     // A loaded parent link is what an uncounted child would take a count from.
-    if directory.evict(victim).is_some() {
+    if directory.evict(victim, Dirty::Leaves).is_some() {
         directory.bury(victim);
     }
 }
@@ -128,7 +128,7 @@ fn loom_red_without_birth_pins_it_leaves_uncounted() {
 /// step of its own, and the header can be freed between.
 fn wake_against_eviction(queue: bool) {
     loom::model(move || {
-        let fields = Fields { key: [1, 1], parent: None, frame: None, len: 0, epoch: 0 };
+        let fields = Fields { key: [1, 1], parent: None, frame: None, ssd: None, len: 0, epoch: 0 };
         let header = Arc::new(Header::default());
         header.publish(&fields, Kind::Ram, 1);
         assert!(header.update(|s| Some(s.with(SKIPPED))).is_ok());

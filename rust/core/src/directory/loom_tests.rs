@@ -14,7 +14,7 @@ const NEW: [u64; 2] = [2, 2];
 /// The parent's number tells which life the fields belong to.
 fn fields(key: [u64; 2]) -> Fields {
     let parent = Some((Slot(key[0] as u32), 0));
-    Fields { key, parent, frame: Some(FrameId(0)), len: 0, epoch: 0 }
+    Fields { key, parent, frame: Some(FrameId(0)), ssd: None, len: 0, epoch: 0 }
 }
 
 /// `publish` without its Release fence.

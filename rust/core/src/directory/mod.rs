@@ -15,23 +15,27 @@ mod run;
 mod slab;
 mod stack;
 mod state;
+mod tiers;
 
 #[cfg(all(test, loom))]
 mod loom_protocols;
 #[cfg(all(test, loom))]
 mod loom_tests;
+#[cfg(all(test, loom))]
+mod loom_tiers;
 #[cfg(all(test, not(loom)))]
 mod model_tests;
 #[cfg(all(test, not(loom)))]
 mod tests;
 
 pub(crate) use frames::Frames;
-pub(crate) use leave::{Gone, Settled};
+pub(crate) use leave::{Dirty, Gone, Left, Settled};
 pub(crate) use run::pieces;
+pub(crate) use tiers::{Loaded, Moving, Restored};
 
 use crate::key::Key;
 use crate::sync::{AtomicI64, AtomicU32, Ordering};
-use crate::units::{FrameId, NONE, Slot};
+use crate::units::{FrameId, NONE, Slot, SsdSlot};
 use bins::{Bins, Candidate, Place, Search};
 use header::{Fields, Header};
 use slab::Slab;
@@ -49,8 +53,10 @@ pub(crate) struct Entry {
     pub(crate) generation: u32,
     pub(crate) parent: u32,
     pub(crate) parent_generation: u32,
-    /// Bytes are in RAM; else a hole.
+    /// Bytes are in some tier; else a hole.
     pub(crate) resident: bool,
+    /// Bytes were in RAM when this was read; the place is read again under pins.
+    pub(crate) in_ram: bool,
 }
 
 impl Entry {
@@ -60,13 +66,50 @@ impl Entry {
     }
 }
 
-/// A block to be entered: its frame is filled and belongs to the caller until `Stored`.
+/// Where the bytes of a pinned block are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Located {
+    /// Here, so many bytes.
+    Ram(FrameId, u32),
+    /// On SSD, so many bytes.
+    Ssd(u32),
+    /// On their way from SSD to RAM, for somebody.
+    Loading,
+    /// Nowhere any more: removed, cleared, or lost by a device.
+    Gone,
+}
+
+/// The place a new block's bytes are in, which belongs to the caller until `Stored`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Home {
+    Frame(FrameId),
+    Ssd(SsdSlot),
+}
+
+impl Home {
+    fn kind(self) -> Kind {
+        match self {
+            Self::Frame(_) => Kind::Ram,
+            Self::Ssd(_) => Kind::Ssd,
+        }
+    }
+
+    fn frame(self) -> Option<FrameId> {
+        if let Self::Frame(frame) = self { Some(frame) } else { None }
+    }
+
+    fn ssd(self) -> Option<SsdSlot> {
+        if let Self::Ssd(slot) = self { Some(slot) } else { None }
+    }
+}
+
+/// A block to be entered.
 #[derive(Clone, Copy)]
 pub(crate) struct Block {
     pub(crate) key: Key,
     /// Pinned by the caller; the pin goes over to the insert event.
     pub(crate) parent: Option<(Slot, u32)>,
-    pub(crate) frame: FrameId,
+    pub(crate) home: Home,
     pub(crate) len: u32,
     /// The epoch in which the put began.
     pub(crate) epoch: u32,
@@ -114,15 +157,15 @@ pub(crate) fn prefetch<T>(item: &T) {
 }
 
 impl Directory {
-    /// An index over so many frames: headers for them, for holes (1/8) and for blocks on their
-    /// way in or out.
-    pub(crate) fn new(frames: u32) -> Self {
-        let spare = frames / 8 + 1024;
-        let headers = frames as usize + spare as usize;
+    /// An index over so many frames and SSD slots: headers for them, for holes (1/8) and for
+    /// blocks on their way in or out.
+    pub(crate) fn new(blocks: u32) -> Self {
+        let spare = blocks / 8 + 1024;
+        let headers = blocks as usize + spare as usize;
         // Different in every store: nobody can choose keys that fall into one bin.
         let random = std::collections::hash_map::RandomState::new();
         let seeds = [random.build_hasher().finish(), random.hash_one(1_u8)];
-        Self::with_headers(headers, i64::from(frames / 8).max(1), seeds)
+        Self::with_headers(headers, i64::from(blocks / 8).max(1), seeds)
     }
 
     fn with_headers(headers: usize, holes_max: i64, seeds: [u64; 2]) -> Self {
@@ -180,7 +223,8 @@ impl Directory {
             generation,
             parent: seen.parent,
             parent_generation: seen.parent_generation,
-            resident: seen.state.kind() == Kind::Ram,
+            resident: seen.state.kind().is_there(),
+            in_ram: seen.state.kind().is_in_ram(),
         })
     }
 
@@ -263,12 +307,20 @@ impl Directory {
         self.header(entry.slot).len_in(entry.generation)
     }
 
-    /// Under a pin: where the bytes are, if they are still in RAM and not removed.
-    pub(crate) fn located(&self, entry: &Entry) -> Option<(FrameId, u32)> {
+    /// Under a pin: where the bytes are.
+    pub(crate) fn located(&self, entry: &Entry) -> Located {
         let header = self.header(entry.slot);
         let state = header.state();
-        let mine = state.generation() == entry.generation && state.kind() == Kind::Ram;
-        (mine && !state.has(HIDDEN)).then(|| header.located())
+        if state.generation() != entry.generation || state.has(HIDDEN) {
+            return Located::Gone;
+        }
+        let (frame, len) = header.located();
+        match state.kind() {
+            Kind::Ram | Kind::Both => Located::Ram(frame, len),
+            Kind::Ssd => Located::Ssd(len),
+            Kind::Loading => Located::Loading,
+            Kind::Free | Kind::Hole => Located::Gone,
+        }
     }
 
     /// Pins a visible block; false where it has gone, was removed, or the count is full.
@@ -315,11 +367,12 @@ impl Directory {
         let fields = Fields {
             key: block.key.words(),
             parent: block.parent,
-            frame: Some(block.frame),
+            frame: block.home.frame(),
+            ssd: block.home.ssd(),
             len: block.len,
             epoch: block.epoch as u16,
         };
-        match self.enter(&fields, Kind::Ram, block.pins) {
+        match self.enter(&fields, block.home.kind(), block.pins) {
             Enter::Done(entry) => Commit::Stored { entry, refilled: false },
             Enter::There(entry) if entry.resident => Commit::Present(entry),
             Enter::There(hole) => self.refill(hole, block),
@@ -332,7 +385,7 @@ impl Directory {
     pub(crate) fn hole(&self, key: Key, epoch: u32) -> Option<Entry> {
         if self.holes.fetch_add(1, Ordering::Relaxed) < self.holes_max {
             let (key, epoch) = (key.words(), epoch as u16);
-            let fields = Fields { key, parent: None, frame: None, len: 0, epoch };
+            let fields = Fields { key, parent: None, frame: None, ssd: None, len: 0, epoch };
             match self.enter(&fields, Kind::Hole, 1) {
                 Enter::Done(entry) => return Some(entry),
                 Enter::There(entry) => {
@@ -369,9 +422,10 @@ impl Directory {
         if there.is_none() && self.bins.insert(&mut writer, place, slot, generation) {
             drop(writer);
             let (parent, parent_generation) = fields.parent.unwrap_or((Slot(NONE), 0));
-            let resident = kind == Kind::Ram;
+            let (resident, in_ram) = (kind.is_there(), kind.is_in_ram());
             let parent = parent.0;
-            return Enter::Done(Entry { slot, generation, parent, parent_generation, resident });
+            let entry = Entry { slot, generation, parent, parent_generation, resident, in_ram };
+            return Enter::Done(entry);
         }
         drop(writer);
         self.discard(slot);
@@ -401,12 +455,14 @@ impl Directory {
             let there = other.generation() == hole.generation;
             return if there { Commit::Present(hole) } else { Commit::Full };
         }
-        header.locate(Some(block.frame), block.len);
-        let shown =
-            header.update(|s| Some(s.unhold().with_kind(Kind::Ram).without(state::SKIPPED)));
+        header.locate(block.home.frame(), block.len);
+        header.place_on_ssd(block.home.ssd());
+        let kind = block.home.kind();
+        let shown = header.update(|s| Some(s.unhold().with_kind(kind).without(state::AWAITED)));
         debug_assert!(shown.is_ok());
         self.holes.fetch_sub(1, Ordering::Relaxed);
-        Commit::Stored { entry: Entry { resident: true, ..hole }, refilled: true }
+        let entry = Entry { resident: true, in_ram: kind.is_in_ram(), ..hole };
+        Commit::Stored { entry, refilled: true }
     }
 
     /// Hides the block of a key: out of the bin, then HIDDEN. The keeper releases it by event.

@@ -87,7 +87,8 @@ impl World {
             self.lives.entry(life).or_insert((p, What::Hole, None));
             Some(life)
         });
-        let block = Block { key: key(n), parent: named, frame, len: 1, epoch, pins: 1 };
+        let block =
+            Block { key: key(n), parent: named, home: Home::Frame(frame), len: 1, epoch, pins: 1 };
         match self.directory.commit(&block) {
             Commit::Stored { entry, refilled } => {
                 let life = (entry.slot, entry.generation);
@@ -97,7 +98,7 @@ impl World {
                 assert_eq!(refilled, self.lives.contains_key(&life), "a hole is refilled in place");
                 let own = if refilled { None } else { named };
                 self.lives.insert(life, (n, What::Block, own));
-                self.directory.count_child(entry.slot, refilled);
+                self.directory.count_child(entry.slot, refilled, true);
                 self.directory.drop_event_pins(entry.slot);
             }
             other => {
@@ -128,9 +129,13 @@ impl World {
             Step::Evict(n) => {
                 if let Some(life) = self.find(n, What::Block) {
                     let loose = self.is_loose(life);
-                    assert_eq!(self.directory.stays(life.0), !loose, "{n} stays");
-                    let gone = self.directory.evict(life.0);
-                    assert_eq!(gone.is_some(), loose, "{n} leaves");
+                    assert_eq!(self.directory.stays(life.0, Dirty::Leaves), !loose, "{n} stays");
+                    let left = self.directory.evict(life.0, Dirty::Leaves);
+                    assert_eq!(left.is_some(), loose, "{n} leaves");
+                    let gone = left.map(|left| {
+                        let Left::Gone(gone) = left else { panic!("{n} is on no SSD: {left:?}") };
+                        gone
+                    });
                     if let Some(frame) = gone.and_then(|gone| gone.frame) {
                         self.directory.bury(life.0);
                         self.frames.push(frame);

@@ -10,16 +10,22 @@ use std::collections::HashMap;
 /// What was counted.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Counted {
-    /// Blocks in RAM that a lookup can find.
+    /// Blocks that a lookup can find.
     pub(crate) blocks: u64,
+    /// Of them with bytes in a frame.
+    pub(crate) in_ram: u64,
+    /// Of them dirty: in a frame and nowhere else.
+    pub(crate) dirty: u64,
+    /// Headers that name an SSD slot, each another one.
+    pub(crate) ssd_slots: u64,
     /// Headers with a frame, hidden ones included.
     pub(crate) frames: u64,
     pub(crate) holes: u64,
     pub(crate) hidden: u64,
     pub(crate) pins: u64,
-    /// Blocks without a pin at or below them.
+    /// Blocks in RAM without a pin at or below them.
     pub(crate) evictable: u64,
-    /// The other blocks.
+    /// The other blocks in RAM.
     pub(crate) protected: u64,
 }
 
@@ -31,10 +37,17 @@ impl Directory {
         let slots: Vec<Slot> = (0..self.used_headers()).map(Slot).filter(live).collect();
         let mut kids: HashMap<u32, (u32, u32)> = HashMap::new();
         let mut protected = vec![false; self.used_headers() as usize];
+        let mut on_ssd = HashMap::new();
         for slot in &slots {
             let header = self.header(*slot);
             let state = header.state();
-            let in_ram = state.kind() == Kind::Ram;
+            let in_ram = state.kind().has_frame();
+            if state.kind().has_ssd_slot() {
+                count.ssd_slots += 1;
+                if let Some(other) = on_ssd.insert(header.ssd_slot(), *slot) {
+                    wrong.push(format!("slots {} and {} share an SSD slot", other.0, slot.0));
+                }
+            }
             if let Some((parent, generation)) = header.parent() {
                 let counts = kids.entry(parent.0).or_default();
                 *counts = (counts.0 + u32::from(in_ram), counts.1 + 1);
@@ -50,7 +63,7 @@ impl Directory {
             count.pins += u64::from(state.pins());
             count.frames += u64::from(in_ram);
             count.hidden += u64::from(state.has(HIDDEN));
-            count.holes += u64::from(!in_ram && !state.has(HIDDEN));
+            count.holes += u64::from(state.kind() == Kind::Hole && !state.has(HIDDEN));
         }
         for slot in &slots {
             let header = self.header(*slot);
@@ -59,9 +72,13 @@ impl Directory {
                 let is = header.kids();
                 wrong.push(format!("slot {}: children {is:?}, should be {should:?}", slot.0));
             }
-            if header.state().kind() == Kind::Ram && !header.state().has(HIDDEN) {
+            let state = header.state();
+            let shown = !state.has(HIDDEN);
+            count.blocks += u64::from(state.kind().is_there() && shown);
+            if state.kind().has_frame() && shown {
                 let kept = protected[slot.index()];
-                count.blocks += 1;
+                count.in_ram += 1;
+                count.dirty += u64::from(state.kind() == Kind::Ram);
                 count.protected += u64::from(kept);
                 count.evictable += u64::from(!kept);
             }

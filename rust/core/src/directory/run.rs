@@ -1,8 +1,9 @@
 //! Stretches: which pins protect a whole run.
 //!
-//! Owns: cutting a run into linked pieces. Never does: pin. Invariant: in a piece each block is the
-//! (parent, generation) of the next, so a pin on its last block, through the child counts, keeps
-//! every one of them in RAM; the block before a break is the last of a piece of its own.
+//! Owns: cutting a run into linked pieces of one tier. Never does: pin. Invariant: in a piece each
+//! block is the (parent, generation) of the next, and all are in RAM or none, so a pin on its last
+//! block, through the child counts, keeps every one of them where it is; the block before a break
+//! is the last of a piece of its own.
 
 use super::Entry;
 use std::ops::Range;
@@ -14,7 +15,9 @@ pub(crate) fn pieces(run: &[Entry]) -> impl Iterator<Item = Range<usize>> + '_ {
         if start == run.len() {
             return None;
         }
-        let linked = run[start..].windows(2).take_while(|pair| pair[0].is_parent_of(&pair[1]));
+        let linked = run[start..]
+            .windows(2)
+            .take_while(|pair| pair[0].is_parent_of(&pair[1]) && pair[0].in_ram == pair[1].in_ram);
         let piece = start..start + linked.count() + 1;
         start = piece.end;
         Some(piece)
@@ -28,7 +31,7 @@ mod tests {
 
     fn entry(slot: u32, parent: u32) -> Entry {
         let (slot, generation) = (Slot(slot), 1);
-        Entry { slot, generation, parent, parent_generation: 1, resident: true }
+        Entry { slot, generation, parent, parent_generation: 1, resident: true, in_ram: true }
     }
 
     #[test]
@@ -43,5 +46,12 @@ mod tests {
         let mut run = [entry(0, NONE), entry(1, 0)];
         run[0].generation = 2;
         assert_eq!(pieces(&run).collect::<Vec<_>>(), [0..1, 1..2]);
+    }
+
+    #[test]
+    fn a_run_is_cut_where_the_tier_changes() {
+        let mut run = [entry(0, NONE), entry(1, 0), entry(2, 1)];
+        run[1].in_ram = false;
+        assert_eq!(pieces(&run).collect::<Vec<_>>(), [0..1, 1..2, 2..3]);
     }
 }

@@ -14,16 +14,48 @@ pub(crate) const HIDDEN: u64 = 1;
 pub(crate) const QUEUED: u64 = 2;
 /// Passed by the RAM policy's cursor: its last pin, hold or child wakes it.
 pub(crate) const SKIPPED: u64 = 4;
+/// Passed by the SSD policy's cursor, likewise.
+pub(crate) const SKIPPED_ON_SSD: u64 = 8;
+/// Either of them: somebody wants to know when nothing keeps the block any more.
+pub(crate) const AWAITED: u64 = SKIPPED | SKIPPED_ON_SSD;
 
-/// What a header stands for. 2, 3 and 4 are kept for BOTH, SSD and LOADING.
+/// What a header stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     /// Nobody's: on the free stack or never used.
     Free = 0,
-    /// A block whose bytes are in a frame and nowhere else.
+    /// Dirty: a block whose bytes are in a frame and nowhere else.
     Ram = 1,
+    /// Clean: in a frame and on SSD.
+    Both = 2,
+    /// On SSD only.
+    Ssd = 3,
+    /// On SSD, and on its way into a frame; held.
+    Loading = 4,
     /// A key whose bytes are in no tier, kept because children name it.
     Hole = 5,
+}
+
+impl Kind {
+    /// Bytes are in some tier: a lookup finds the block.
+    pub(crate) fn is_there(self) -> bool {
+        matches!(self, Self::Ram | Self::Both | Self::Ssd | Self::Loading)
+    }
+
+    /// Bytes can be read from a frame now.
+    pub(crate) fn is_in_ram(self) -> bool {
+        matches!(self, Self::Ram | Self::Both)
+    }
+
+    /// It occupies a frame: what the parent's `kids_ram` counts.
+    pub(crate) fn has_frame(self) -> bool {
+        matches!(self, Self::Ram | Self::Both | Self::Loading)
+    }
+
+    /// It occupies an SSD slot that its header names.
+    pub(crate) fn has_ssd_slot(self) -> bool {
+        matches!(self, Self::Both | Self::Ssd | Self::Loading)
+    }
 }
 
 /// A state word, as loaded.
@@ -63,6 +95,9 @@ impl State {
         match (self.0 >> KIND_SHIFT) & 0xF {
             0 => Kind::Free,
             1 => Kind::Ram,
+            2 => Kind::Both,
+            3 => Kind::Ssd,
+            4 => Kind::Loading,
             5 => Kind::Hole,
             other => unreachable!("kind {other} is not in use"),
         }

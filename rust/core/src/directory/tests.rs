@@ -10,7 +10,8 @@ fn key(n: u64) -> Key {
 fn block(directory: &Directory, n: u64, parent: Option<&Entry>, pins: u32) -> Block {
     let parent = parent.map(|p| (p.slot, p.generation));
     let frame = FrameId(n as u32);
-    Block { key: key(n), parent, frame, len: n as u32, epoch: directory.epoch(), pins }
+    let home = Home::Frame(frame);
+    Block { key: key(n), parent, home, len: n as u32, epoch: directory.epoch(), pins }
 }
 
 fn stored(commit: Commit) -> Entry {
@@ -26,14 +27,14 @@ fn insert(directory: &Directory, n: u64, parent: Option<&Entry>) -> Entry {
         assert!(directory.pin(parent.slot, parent.generation));
     }
     let entry = stored(directory.commit(&block(directory, n, parent, 1)));
-    directory.count_child(entry.slot, false);
+    directory.count_child(entry.slot, false, true);
     directory.drop_event_pins(entry.slot);
     entry
 }
 
 /// Both halves of an eviction.
 fn evict(directory: &Directory, slot: Slot) -> Option<Gone> {
-    let gone = directory.evict(slot)?;
+    let Some(Left::Gone(gone)) = directory.evict(slot, Dirty::Leaves) else { return None };
     directory.bury(slot);
     Some(gone)
 }
@@ -60,11 +61,11 @@ fn a_committed_block_is_found_until_evicted() {
     let directory = Directory::new(8);
     let entry = insert(&directory, 1, None);
     assert_eq!(directory.find_one(key(1)), Some(entry));
-    assert_eq!(directory.located(&entry), Some((FrameId(1), 1)));
+    assert_eq!(directory.located(&entry), Located::Ram(FrameId(1), 1));
     let gone = evict(&directory, entry.slot).expect("a leaf without pins leaves");
     assert_eq!((gone.key, gone.frame), (key(1), Some(FrameId(1))));
     assert_eq!(directory.find_one(key(1)), None);
-    assert_eq!(directory.located(&entry), None, "another generation");
+    assert_eq!(directory.located(&entry), Located::Gone, "another generation");
     assert!(!directory.pin(entry.slot, entry.generation));
     assert_eq!(sound(&directory).blocks, 0);
 }
@@ -83,14 +84,20 @@ fn pins_and_children_keep_a_block() {
     let directory = Directory::new(8);
     let head = insert(&directory, 1, None);
     let tail = insert(&directory, 2, Some(&head));
-    assert!(directory.stays(head.slot) && evict(&directory, head.slot).is_none(), "has a child");
+    assert!(
+        directory.stays(head.slot, Dirty::Leaves) && evict(&directory, head.slot).is_none(),
+        "has a child"
+    );
     assert!(directory.pin(tail.slot, tail.generation));
-    assert!(directory.stays(tail.slot) && evict(&directory, tail.slot).is_none(), "pinned");
+    assert!(
+        directory.stays(tail.slot, Dirty::Leaves) && evict(&directory, tail.slot).is_none(),
+        "pinned"
+    );
     directory.unpin(tail.slot);
     assert_eq!(wake_all(&directory).len(), 1, "the last unpin of a skipped block wakes it");
     assert!(evict(&directory, tail.slot).is_some());
     assert_eq!(wake_all(&directory).len(), 1, "the last child of a skipped block wakes it");
-    assert!(!directory.stays(head.slot) && evict(&directory, head.slot).is_some());
+    assert!(!directory.stays(head.slot, Dirty::Leaves) && evict(&directory, head.slot).is_some());
     sound(&directory);
 }
 
@@ -118,7 +125,7 @@ fn a_hole_waits_for_its_head_and_goes_with_its_last_child() {
     let directory = Directory::new(8);
     let hole = directory.hole(key(1), directory.epoch()).expect("room for a hole");
     let tail = stored(directory.commit(&block(&directory, 2, Some(&hole), 1)));
-    directory.count_child(tail.slot, false);
+    directory.count_child(tail.slot, false, true);
     directory.drop_event_pins(tail.slot);
     assert_eq!(wake_all(&directory).len(), 1, "a hole without pins is looked at");
     let mut run = Vec::new();
@@ -126,12 +133,12 @@ fn a_hole_waits_for_its_head_and_goes_with_its_last_child() {
     assert!(run.is_empty(), "a match stops at a hole");
     let refill = directory.commit(&block(&directory, 1, None, 1));
     assert!(matches!(refill, Commit::Stored { refilled: true, entry } if entry.slot == hole.slot));
-    directory.count_child(hole.slot, true);
+    directory.count_child(hole.slot, true, true);
     directory.drop_event_pins(hole.slot);
     directory.match_run(&[key(1), key(2)], |entry| run.push(entry));
     let linked: Vec<_> = pieces(&run).map(|piece| piece.len()).collect();
     assert_eq!(linked, [2], "one chain");
-    assert!(directory.stays(hole.slot));
+    assert!(directory.stays(hole.slot, Dirty::Leaves));
     assert_eq!(sound(&directory).holes, 0);
     assert!(evict(&directory, tail.slot).is_some() && evict(&directory, hole.slot).is_none());
     wake_all(&directory);

@@ -201,6 +201,19 @@ impl Policy for Arc {
         self.arrive(key);
     }
 
+    fn upcoming(&mut self, within: u64) -> Option<Slot> {
+        [ONCE, AGAIN].into_iter().find_map(|list| self.order.upcoming(list, within))
+    }
+
+    fn name_again(&mut self) {
+        self.order.name_again();
+    }
+
+    fn rewind(&mut self) {
+        self.found_for = None;
+        self.order.rewind();
+    }
+
     fn forget(&mut self, slot: Slot) {
         self.found_for = None;
         self.order.remove(slot);

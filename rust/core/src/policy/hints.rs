@@ -45,6 +45,15 @@ impl Residents for Kept<'_> {
     }
 }
 
+/// Retired blocks may leave although their bytes are nowhere else.
+struct GivenUp<'a>(&'a dyn Residents);
+
+impl Residents for GivenUp<'_> {
+    fn stays(&self, slot: Slot) -> bool {
+        self.0.stays_retired(slot)
+    }
+}
+
 impl Hints {
     pub(crate) fn new(policy: Box<dyn Policy>, slots: u32, retained_max: usize) -> Self {
         Self {
@@ -68,6 +77,16 @@ impl Hints {
         let retired = self.retired.get_or_insert_with(|| Order::new(self.slots));
         retired.remove(slot);
         retired.push(0, slot);
+    }
+
+    /// Whether the block is kept until a deadline.
+    pub(crate) fn is_retained(&self, slot: Slot) -> bool {
+        !self.retained.is_empty() && self.deadlines.contains_key(&slot.0)
+    }
+
+    /// Whether the block is on the line of those to leave first.
+    pub(crate) fn is_retired(&self, slot: Slot) -> bool {
+        self.retired.as_ref().is_some_and(|retired| retired.list_of(slot).is_some())
     }
 
     /// Takes a block out of the line: it was used after all.
@@ -181,7 +200,8 @@ impl Policy for Hints {
         who: &dyn Residents,
         budget: &mut u32,
     ) -> Search {
-        let first = self.retired.as_mut().map(|retired| retired.oldest(0, who, budget));
+        let given_up = GivenUp(who);
+        let first = self.retired.as_mut().map(|retired| retired.oldest(0, &given_up, budget));
         if let Some(found @ (Search::Victim(_) | Search::Again)) = first {
             return found;
         }
@@ -203,6 +223,22 @@ impl Policy for Hints {
 
     fn withdraw(&mut self, key: Fingerprint) {
         self.policy.withdraw(key);
+    }
+
+    fn upcoming(&mut self, within: u64) -> Option<Slot> {
+        self.policy.upcoming(within)
+    }
+
+    fn name_again(&mut self) {
+        self.policy.name_again();
+    }
+
+    fn rewind(&mut self) {
+        if let Some(retired) = &mut self.retired {
+            retired.rewind();
+        }
+        self.policy.rewind();
+        self.resume = None;
     }
 
     fn forget(&mut self, slot: Slot) {

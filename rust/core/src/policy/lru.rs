@@ -56,6 +56,18 @@ impl Policy for Lru {
         self.order.remove(slot);
     }
 
+    fn upcoming(&mut self, within: u64) -> Option<Slot> {
+        self.order.upcoming(0, within)
+    }
+
+    fn name_again(&mut self) {
+        self.order.name_again();
+    }
+
+    fn rewind(&mut self) {
+        self.order.rewind();
+    }
+
     fn forget(&mut self, slot: Slot) {
         self.order.remove(slot);
     }

@@ -26,6 +26,12 @@ pub(crate) trait Residents {
     /// its last pin, hold or child has gone.
     fn stays(&self, slot: Slot) -> bool;
 
+    /// The same for a block that its user has given up: it may leave although its bytes are
+    /// nowhere else.
+    fn stays_retired(&self, slot: Slot) -> bool {
+        self.stays(slot)
+    }
+
     /// This one will probably be asked about next: its memory may be fetched ahead.
     fn soon(&self, _slot: Slot) {}
 }
@@ -73,6 +79,16 @@ pub(crate) trait Policy: Send {
 
     /// A block that was admitted, or for which a victim left, was not stored after all.
     fn withdraw(&mut self, _key: Fingerprint) {}
+
+    /// The next block, oldest first, among the `within` oldest of its list that this has not named
+    /// since it was inserted or touched: a victim to come.
+    fn upcoming(&mut self, within: u64) -> Option<Slot>;
+
+    /// `upcoming` begins again with the oldest.
+    fn name_again(&mut self);
+
+    /// Which blocks stay has changed for many at once, without wakes: all are looked at again.
+    fn rewind(&mut self);
 
     /// A block was removed by name: no ghost. Unknown slots are ignored.
     fn forget(&mut self, slot: Slot);

@@ -34,6 +34,10 @@ struct List {
     youngest: u32,
     /// The next block to look at; NONE: all were.
     cursor: u32,
+    /// The next block that `upcoming` names; NONE: all were.
+    front: u32,
+    /// Blocks older than `front`.
+    ahead: u64,
     len: u64,
     woken: BinaryHeap<Reverse<(u64, u32)>>,
 }
@@ -52,6 +56,8 @@ impl<const LISTS: usize> Order<LISTS> {
             oldest: NONE,
             youngest: NONE,
             cursor: NONE,
+            front: NONE,
+            ahead: 0,
             len: 0,
             woken: BinaryHeap::new(),
         };
@@ -114,12 +120,19 @@ impl<const LISTS: usize> Order<LISTS> {
         if list.cursor == NONE {
             list.cursor = slot.0;
         }
+        if list.front == NONE {
+            list.front = slot.0;
+        }
     }
 
     /// Takes a slot off its list, if it is on one.
     pub(crate) fn remove(&mut self, slot: Slot) {
         let Some(list) = self.list_of(slot) else { return };
         let [older, younger, ..] = self.nodes[slot.index()];
+        let front = self.lists[list].front;
+        // Where nothing was named yet there is nothing to look up: a store in RAM alone.
+        let named =
+            self.lists[list].ahead > 0 && (front == NONE || self.stamp(slot.0) < self.stamp(front));
         match older {
             NONE => self.lists[list].oldest = younger,
             older => self.nodes[older as usize][YOUNGER] = younger,
@@ -133,6 +146,37 @@ impl<const LISTS: usize> Order<LISTS> {
         list.len -= 1;
         if list.cursor == slot.0 {
             list.cursor = younger;
+        }
+        if list.front == slot.0 {
+            list.front = younger;
+        }
+        list.ahead -= u64::from(named);
+    }
+
+    /// The oldest block that this has not named yet, as long as fewer than `within` are older.
+    pub(crate) fn upcoming(&mut self, list: usize, within: u64) -> Option<Slot> {
+        let list = &mut self.lists[list];
+        let front = list.front;
+        if front == NONE || list.ahead >= within {
+            return None;
+        }
+        list.front = self.nodes[front as usize][YOUNGER];
+        list.ahead += 1;
+        Some(Slot(front))
+    }
+
+    /// Every block is named again by `upcoming`.
+    pub(crate) fn name_again(&mut self) {
+        for list in &mut self.lists {
+            (list.front, list.ahead) = (list.oldest, 0);
+        }
+    }
+
+    /// Every block is looked at again: what made those passed stay has ended without a wake.
+    pub(crate) fn rewind(&mut self) {
+        for list in &mut self.lists {
+            list.cursor = list.oldest;
+            list.woken.clear();
         }
     }
 
@@ -225,6 +269,9 @@ impl<const LISTS: usize> Order<LISTS> {
         assert_eq!(self.lists[list].len, slots.len() as u64, "the length");
         let cursor = self.lists[list].cursor;
         assert!(cursor == NONE || slots.contains(&Slot(cursor)), "the cursor left the list");
+        let front = slots.iter().position(|slot| slot.0 == self.lists[list].front);
+        let ahead = front.unwrap_or(slots.len()) as u64;
+        assert_eq!(self.lists[list].ahead, ahead, "blocks before the front");
         slots
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! Owns: the choice of a real clock or one that tests move. Invariant: it never goes back.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
@@ -10,12 +11,17 @@ pub(super) enum Clock {
     /// The machine's monotonic clock.
     Real(Instant),
     /// Moved by `advance` only.
-    Manual(AtomicU64),
+    Manual(Arc<AtomicU64>),
 }
 
 impl Clock {
     pub(super) fn new(manual: bool) -> Self {
-        if manual { Self::Manual(AtomicU64::new(0)) } else { Self::Real(Instant::now()) }
+        if manual { Self::Manual(Arc::default()) } else { Self::Real(Instant::now()) }
+    }
+
+    /// The word of a manual clock, which a simulated engine moves where others would wait.
+    pub(super) fn word(&self) -> Option<Arc<AtomicU64>> {
+        if let Self::Manual(word) = self { Some(Arc::clone(word)) } else { None }
     }
 
     pub(super) fn now_us(&self) -> u64 {

@@ -5,6 +5,7 @@
 
 use crate::arena::{FRAME_ALIGN_BYTES, Prefault};
 use crate::error::{Error, ErrorKind};
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// Largest block: 256 MiB.
@@ -40,6 +41,73 @@ impl PolicyKind {
     }
 }
 
+/// What does the I/O of an SSD tier.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum EngineKind {
+    /// The best one that works here.
+    #[default]
+    Auto,
+    /// Threads that read and write.
+    Pool,
+    /// A simulated disk in memory: virtual time, seeded. Needs a deterministic store with a manual
+    /// clock.
+    Sim,
+}
+
+impl EngineKind {
+    /// The names that `parse` knows.
+    pub const NAMES: &'static [&'static str] = &["auto", "pool", "sim"];
+
+    /// The engine of this name.
+    pub fn parse(name: &str) -> Option<Self> {
+        let all = [Self::Auto, Self::Pool, Self::Sim];
+        all.into_iter().zip(Self::NAMES).find_map(|(kind, of)| (name == *of).then_some(kind))
+    }
+}
+
+/// An SSD tier.
+#[derive(Clone, Debug)]
+pub struct SsdConfig {
+    /// The root: the store makes a directory of its own in it. Empty for a simulated disk.
+    pub path: PathBuf,
+    /// Bytes on disk at most, tables included.
+    pub capacity_bytes: u64,
+    /// What does the I/O.
+    pub engine: EngineKind,
+    /// Of a simulated disk.
+    pub seed: u64,
+    /// Which of several stores of one layout under the same root.
+    pub member: String,
+    /// Of layout, namespace and salt: what is found under another one is never read.
+    pub fingerprint: [u8; 16],
+    /// What a block is, in words, kept beside the blocks.
+    pub layout: String,
+    /// Payload written a second, on average; none is no limit.
+    pub write_bytes_per_s: Option<u64>,
+    /// Start afresh where the directory is of another format or layout, or broken.
+    pub reset_on_mismatch: bool,
+    /// Slots of one file; 0 is the default.
+    pub slots_a_file: u32,
+}
+
+impl SsdConfig {
+    /// A tier of so many bytes in a directory, with the defaults.
+    pub fn new(path: impl Into<PathBuf>, capacity_bytes: u64) -> Self {
+        Self {
+            path: path.into(),
+            capacity_bytes,
+            engine: EngineKind::Auto,
+            seed: 0,
+            member: "0".to_owned(),
+            fingerprint: [0; 16],
+            layout: String::new(),
+            write_bytes_per_s: None,
+            reset_on_mismatch: false,
+            slots_a_file: 0,
+        }
+    }
+}
+
 /// How to open a store.
 #[derive(Clone, Debug)]
 pub struct StoreConfig {
@@ -55,8 +123,12 @@ pub struct StoreConfig {
     pub manual_clock: bool,
     /// When the RAM is faulted in.
     pub prefault: Prefault,
-    /// How long a put may wait for calls in progress to give frames back.
+    /// How long a put may wait for calls in progress to give frames back, and for the cleaner.
     pub put_wait: Duration,
+    /// A second tier; none: blocks are in RAM only.
+    pub ssd: Option<SsdConfig>,
+    /// How long a call waits for one transfer; a device that takes longer gives a miss.
+    pub io_timeout: Duration,
 }
 
 impl StoreConfig {
@@ -70,6 +142,8 @@ impl StoreConfig {
             manual_clock: false,
             prefault: Prefault::Background,
             put_wait: Duration::from_secs(1),
+            ssd: None,
+            io_timeout: Duration::from_secs(1),
         }
     }
 
@@ -89,7 +163,7 @@ impl StoreConfig {
         }
         let stride = self.block_bytes.next_multiple_of(u64::from(FRAME_ALIGN_BYTES));
         let frames = self.ram_bytes / stride;
-        if frames == 0 {
+        if frames == 0 && (self.ram_bytes > 0 || self.ssd.is_none()) {
             let message = format!(
                 "{} bytes of RAM hold no block of {} bytes (frames take {stride}).",
                 self.ram_bytes, self.block_bytes
@@ -101,6 +175,23 @@ impl StoreConfig {
             return Err(error("KS-CFG-003", message, "raise block_bytes= or lower ram=."));
         }
         Ok((frames as u32, stride as u32))
+    }
+
+    /// Whether the tier asked for can be had in this kind of store.
+    pub(crate) fn check_ssd(&self) -> Result<(), Error> {
+        let Some(ssd) = &self.ssd else { return Ok(()) };
+        let sim = ssd.engine == EngineKind::Sim;
+        if sim != (self.deterministic && self.manual_clock) && (sim || self.manual_clock) {
+            let message = format!("engine {:?} with a {} clock.", ssd.engine, self.clock_name());
+            let hint = "a simulated disk needs deterministic=True and clock=\"manual\", a real one \
+                        clock=\"real\".";
+            return Err(Error::new(ErrorKind::Config, "KS-CFG-004", message, hint));
+        }
+        Ok(())
+    }
+
+    fn clock_name(&self) -> &'static str {
+        if self.manual_clock { "manual" } else { "real" }
     }
 }
 

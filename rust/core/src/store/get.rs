@@ -1,16 +1,18 @@
-//! Get: match, pin each linked piece, read the places again under the pins, copy, unpin.
+//! Get: match, pin each linked piece, read the places again under the pins, copy, unpin. Blocks on
+//! SSD are read into frames first, or past the arena where there is none (`past`).
 //!
 //! Owns: delivery of runs, for get and lease alike. Never does: copy a byte without a pin above
 //! it. Invariants: at most `GET_PINS_MAX` pins at a time for a get; what was delivered is a leading
 //! run; a run that changed under way is looked up again `TRIES` times and then shortened.
 
+use super::past::{Ahead, Bytes, Reach, Way};
 use super::{RowsMut, Store};
-use crate::directory::{Entry, pieces};
+use crate::directory::{Entry, Located, pieces};
 use crate::error::{Error, ErrorKind};
 use crate::key::Key;
 use crate::stats::add;
-use crate::units::{FrameId, Slot};
-use std::time::Instant;
+use crate::units::Slot;
+use std::time::{Duration, Instant};
 
 /// Pins of one get at a time: a run of one chain needs one, pieces of many are taken in rounds.
 pub(super) const GET_PINS_MAX: usize = 16;
@@ -23,28 +25,41 @@ impl Store {
     /// # Errors
     /// Closed; Layout where there is not one row for each key, or a row is shorter than its block.
     pub fn get(&self, keys: &[Key], out: &mut RowsMut<'_>) -> Result<usize, Error> {
+        self.get_within(keys, out, None)
+    }
+
+    /// The same; after `timeout` what has come by then.
+    ///
+    /// # Errors
+    /// As `get`.
+    pub fn get_within(
+        &self,
+        keys: &[Key],
+        out: &mut RowsMut<'_>,
+        timeout: Option<Duration>,
+    ) -> Result<usize, Error> {
+        let until_us = timeout.map_or(u64::MAX, |timeout| self.deadline_us(timeout));
         self.check()?;
         check_count(keys, out)?;
         let run = self.look_up(keys);
         for (i, entry) in run.iter().enumerate() {
             check_row(out.row_bytes(i), self.parts.directory.len_of(entry).unwrap_or(0))?;
         }
+        let (all_in_ram, reach) = (run.iter().all(|entry| entry.in_ram), Reach::Past);
         let (begun, mut bytes) = (Instant::now(), 0);
-        let read = |i: usize, frame, len: u32| {
-            if out.row_bytes(i) < len as usize {
-                return false;
-            }
-            self.arena.read(self.arena.frame(frame, len), out, i);
-            bytes += u64::from(len);
-            true
+        let read = |i: usize, block: Bytes<'_>| {
+            let copied = copy_out(&block, out, i);
+            bytes += copied.unwrap_or(0);
+            copied.is_some()
         };
-        let run = self.deliver(keys, run, GET_PINS_MAX, read, |pins| {
-            for slot in pins.drain(..) {
-                self.parts.directory.unpin(slot);
-            }
-        });
+        let (run, _) =
+            self.deliver(keys, run, GET_PINS_MAX, Way { reach, until_us }, read, |pins| {
+                for slot in pins.drain(..) {
+                    self.parts.directory.unpin(slot);
+                }
+            });
         self.count_delivered(keys.len(), &run, bytes);
-        add(&self.parts.counters.copy_out_ns, begun.elapsed().as_nanos() as u64);
+        self.count_rate(all_in_ram, bytes, begun);
         Ok(run.len())
     }
 
@@ -53,6 +68,7 @@ impl Store {
     /// # Errors
     /// As `get`.
     pub fn get_each(&self, keys: &[Key], out: &mut RowsMut<'_>) -> Result<Vec<bool>, Error> {
+        let until_us = u64::MAX;
         self.check()?;
         check_count(keys, out)?;
         let directory = &self.parts.directory;
@@ -66,27 +82,48 @@ impl Store {
                 check_row(out.row_bytes(i), directory.len_of(&entry).unwrap_or(0))?;
             }
         }
-        let inside = self.gate.enter();
+        let (inside, reach) = (self.gate.enter(), Reach::Past);
         let (begun, mut bytes, mut touched) = (Instant::now(), 0, Vec::new());
         let mut done = vec![false; keys.len()];
-        for (i, entry) in entries.into_iter().enumerate() {
-            let Some(entry) = entry.filter(|e| directory.pin(e.slot, e.generation)) else {
-                continue;
-            };
-            if let Some((frame, len)) = directory.located(&entry)
-                && len as usize <= out.row_bytes(i)
-            {
-                self.arena.read(self.arena.frame(frame, len), out, i);
-                bytes += u64::from(len);
-                touched.push(entry);
-                done[i] = true;
+        let found = entries.iter().enumerate().filter_map(|(i, entry)| Some((i, (*entry)?)));
+        let found: Vec<(usize, Entry)> = found.filter(|(_, entry)| entry.resident).collect();
+        let all_in_ram = found.iter().all(|(_, entry)| entry.in_ram);
+        for round in found.chunks(GET_PINS_MAX) {
+            let pinned = round.iter().filter(|(_, e)| directory.pin(e.slot, e.generation));
+            let (rows, round): (Vec<usize>, Vec<Entry>) = pinned.copied().unzip();
+            self.start_loads(&round);
+            let mut ahead = Ahead::default();
+            for (at, entry) in round.iter().enumerate() {
+                let row = rows[at];
+                let mut read = |block: Bytes<'_>| {
+                    let copied = copy_out(&block, out, row);
+                    bytes += copied.unwrap_or(0);
+                    copied.is_some()
+                };
+                done[row] =
+                    self.reach(&round, at, Way { reach, until_us }, &mut ahead, None, &mut read)
+                        == Some(true);
+                touched.extend(done[row].then_some(*entry));
             }
-            directory.unpin(entry.slot);
+            self.drop_ahead(ahead);
+            round.iter().for_each(|entry| directory.unpin(entry.slot));
         }
         drop(inside);
         self.count_delivered(keys.len(), &touched, bytes);
-        add(&self.parts.counters.copy_out_ns, begun.elapsed().as_nanos() as u64);
+        self.count_rate(all_in_ram, bytes, begun);
         Ok(done)
+    }
+
+    fn count_rate(&self, all_in_ram: bool, bytes: u64, begun: Instant) {
+        let counters = &self.parts.counters;
+        let ns = begun.elapsed().as_nanos() as u64;
+        let (of_bytes, of_ns) = if all_in_ram {
+            (&counters.copied_bytes, &counters.copy_out_ns)
+        } else {
+            (&counters.loaded_bytes, &counters.load_out_ns)
+        };
+        add(of_bytes, bytes);
+        add(of_ns, ns);
     }
 
     /// The leading resident run, or nothing once poisoned.
@@ -113,20 +150,22 @@ impl Store {
 
     /// Walks a run under pins, `pins_max` linked pieces at a time, and hands the pins over after
     /// each. `visit` gets each block's number and place and may end the run. Returns what was
-    /// visited.
+    /// visited, and whether more frames for loads could be had once dirty blocks are written.
     pub(super) fn deliver(
         &self,
         keys: &[Key],
         mut run: Vec<Entry>,
         pins_max: usize,
-        mut visit: impl FnMut(usize, FrameId, u32) -> bool,
+        way: Way,
+        mut visit: impl FnMut(usize, Bytes<'_>) -> bool,
         mut hand_over: impl FnMut(&mut Vec<Slot>),
-    ) -> Vec<Entry> {
+    ) -> (Vec<Entry>, bool) {
         let directory = &self.parts.directory;
         let _inside = self.gate.enter();
         // The deepest block stays pinned throughout: it keeps most of the run for later rounds.
         let deepest = run.last().copied().filter(|e| directory.pin(e.slot, e.generation));
         let (mut done, mut tries, mut pins) = (0, 0, Vec::new());
+        let mut short = false;
         while done < run.len() {
             let round = pieces(&run[done..]).take(pins_max).last().map_or(0, |piece| piece.end);
             let round = &run[done..done + round];
@@ -138,14 +177,21 @@ impl Store {
                 pins.push(tail.slot);
             }
             let kept = pieces(round).take(pins.len()).last().map_or(0, |piece| piece.end);
-            let places = round[..kept].iter().map_while(|entry| directory.located(entry));
-            let mut visited = 0;
-            for (frame, len) in places {
-                if !visit(done + visited, frame, len) {
+            let kept = &round[..kept];
+            if way.reach != Reach::Ram && kept.iter().any(|entry| !entry.in_ram) {
+                short |= self.start_loads(kept);
+            }
+            let safe = self.kept_in_ram(kept);
+            let (mut visited, mut ahead) = (0, Ahead::default());
+            while visited < kept.len() {
+                let mut visit = |block: Bytes<'_>| visit(done + visited, block);
+                let own = if safe[visited] { None } else { Some(&mut pins) };
+                if self.reach(kept, visited, way, &mut ahead, own, &mut visit) != Some(true) {
                     break;
                 }
                 visited += 1;
             }
+            self.drop_ahead(ahead);
             let whole = visited == round.len();
             done += visited;
             hand_over(&mut pins);
@@ -160,11 +206,41 @@ impl Store {
         if let Some(deepest) = deepest {
             directory.unpin(deepest.slot);
         }
-        run
+        (run, short)
     }
 }
 
-fn check_count(keys: &[Key], out: &RowsMut<'_>) -> Result<(), Error> {
+impl Store {
+    /// For each block of a run whose pieces' last blocks are pinned, whether the pins keep it in
+    /// RAM: from a pinned block in RAM upwards, as far as all are in RAM, each is kept by its
+    /// child. Looked at from the last one up, so that what keeps a block was seen before it.
+    pub(super) fn kept_in_ram(&self, run: &[Entry]) -> Vec<bool> {
+        let mut safe = vec![true; run.len()];
+        // Without a second tier a block that was in RAM leaves it only with its header.
+        if self.driver.is_some() {
+            for piece in pieces(run) {
+                let mut kept = true;
+                for at in piece.rev() {
+                    let place = self.parts.directory.located(&run[at]);
+                    kept = kept && matches!(place, Located::Ram(..));
+                    safe[at] = kept;
+                }
+            }
+        }
+        safe
+    }
+}
+
+/// Copies a block to the start of its row; its length, or `None` where the row is too short.
+fn copy_out(block: &Bytes<'_>, out: &RowsMut<'_>, row: usize) -> Option<u64> {
+    if out.row_bytes(row) < block.len as usize {
+        return None;
+    }
+    block.arena.read(block.arena.frame(block.frame, block.len), out, row);
+    Some(u64::from(block.len))
+}
+
+pub(super) fn check_count(keys: &[Key], out: &RowsMut<'_>) -> Result<(), Error> {
     if out.len() == keys.len() {
         return Ok(());
     }
@@ -174,7 +250,7 @@ fn check_count(keys: &[Key], out: &RowsMut<'_>) -> Result<(), Error> {
         .with("rows", out.len()))
 }
 
-fn check_row(row_bytes: usize, len: u32) -> Result<(), Error> {
+pub(super) fn check_row(row_bytes: usize, len: u32) -> Result<(), Error> {
     if row_bytes >= len as usize {
         return Ok(());
     }

@@ -54,8 +54,21 @@ impl Store {
         Ok(retained)
     }
 
-    /// For tests: moves a manual clock.
+    /// For tests: moves a manual clock, and does on the way what falls due.
     pub fn step(&self, us: u64) {
-        self.parts.clock.advance(us);
+        let clock = &self.parts.clock;
+        let until_us = clock.now_us().saturating_add(us);
+        if self.driver.is_none() {
+            return clock.advance(us);
+        }
+        let mut wait = Duration::ZERO;
+        loop {
+            wait = self.turn(wait);
+            let left_us = until_us.saturating_sub(clock.now_us());
+            if left_us == 0 || self.is_poisoned() {
+                return;
+            }
+            wait = wait.min(Duration::from_micros(left_us));
+        }
     }
 }

@@ -1,26 +1,27 @@
 //! The keeper: whoever holds the policy lock counts children, orders blocks and makes room.
 //!
-//! Owns: the policy, the event log, the sweep after a clear, the unfinished touch and wake list.
-//! Never does: copy bytes, or wait. Invariants: one hold works on at most `LOCK_BLOCKS_MAX` blocks
-//! and then returns, whatever is left; woken blocks are taken in before any victim is chosen;
-//! child counts change here and nowhere else.
+//! Owns: the policy, the event log, the sweep after a clear, the unfinished touch and wake list,
+//! and the SSD tier's state. Never does: copy bytes, or wait. Invariants: one hold works on at most
+//! `LOCK_BLOCKS_MAX` blocks and then returns, whatever is left; woken blocks are taken in before
+//! any victim is chosen; child counts change here and in the tier, under the same lock.
+
+mod clear;
+
+pub(super) use clear::Cleared;
 
 use super::Parts;
 use super::ring::Note;
-use crate::directory::{Entry, Gone, Settled};
+use super::tier::{InRam, Tier, With};
+use crate::directory::{Dirty, Entry, Gone, Left, Settled};
 use crate::event::{EventKind, EventLog};
+use crate::io::{Completion, Request};
 use crate::policy::{Fingerprint, Hints, Policy, Search};
 use crate::units::{FrameId, Slot};
+use std::collections::VecDeque;
 
 /// Inserts, evictions, touches, wakes and blocks looked at in one hold of the lock. Above 128 a
 /// hold can last long enough for others to notice; below, the lock itself costs more than the work.
 pub const LOCK_BLOCKS_MAX: u32 = 128;
-/// Headers the sweep looks at for the price of one block: it reads them in order.
-const SWEEP_HEADERS: u32 = 16;
-/// Epochs after which a clear waits for the sweep: below `EPOCH_CELLS`, far below the 2^16 epochs
-/// that a header can tell apart.
-const SWEEP_LAG_MAX: u32 = crate::stats::EPOCH_CELLS / 2;
-
 /// What is left of one hold.
 pub(super) struct Budget(u32);
 
@@ -33,7 +34,11 @@ impl Budget {
         LOCK_BLOCKS_MAX - self.0
     }
 
-    fn spend(&mut self) -> bool {
+    pub(super) fn left(&mut self) -> &mut u32 {
+        &mut self.0
+    }
+
+    pub(super) fn spend(&mut self) -> bool {
         let any = self.0 > 0;
         self.0 = self.0.saturating_sub(1);
         any
@@ -46,6 +51,8 @@ pub(super) enum Room {
     Frame(FrameId),
     /// Every frame is pinned, held or reserved.
     Nothing,
+    /// What could leave is dirty: the cleaner has to write it first.
+    Dirty,
     /// The budget is used up.
     Again,
 }
@@ -53,6 +60,7 @@ pub(super) enum Room {
 /// What only one thread at a time may change.
 pub(super) struct Keeper {
     policy: Hints,
+    pub(super) tier: Option<Box<Tier>>,
     pub(super) log: EventLog,
     /// The rest of a touch that a budget cut short.
     touch: Option<(Slot, u32, u32)>,
@@ -70,9 +78,10 @@ pub(super) struct Keeper {
 }
 
 impl Keeper {
-    pub(super) fn new(policy: Hints) -> Self {
+    pub(super) fn new(policy: Hints, tier: Option<Box<Tier>>) -> Self {
         Self {
             policy,
+            tier,
             log: EventLog::default(),
             touch: None,
             dying: Vec::with_capacity(LOCK_BLOCKS_MAX as usize),
@@ -89,6 +98,25 @@ impl Keeper {
 
     pub(super) fn policy(&self) -> &dyn Policy {
         &self.policy
+    }
+
+    /// The tier, and what it is lent of the keeper.
+    pub(super) fn tier<'a>(&'a mut self, parts: &'a Parts) -> Option<(&'a mut Tier, With<'a>)> {
+        let tier = self.tier.as_deref_mut()?;
+        let (policy, log, cleared) = (&mut self.policy, &mut self.log, &mut self.cleared);
+        Some((tier, With { parts, policy, log, cleared, now_us: parts.clock.now_us() }))
+    }
+
+    /// One step of the tier; true where it has nothing more to do at once.
+    pub(super) fn step(
+        &mut self,
+        parts: &Parts,
+        completions: &mut VecDeque<Completion>,
+        requests: &mut Vec<Request>,
+        budget: &mut Budget,
+    ) -> bool {
+        let Some((tier, mut with)) = self.tier(parts) else { return true };
+        tier.step(&mut with, completions, requests, budget)
     }
 
     /// Takes in everything that calls have told; false where the budget ended first.
@@ -141,10 +169,13 @@ impl Keeper {
                 }
                 continue;
             }
-            match self.policy.victim(incoming, &parts.directory, &mut budget.0) {
+            let who = InRam { directory: &parts.directory, tier: self.tier.as_deref() };
+            match self.policy.victim(incoming, &who, &mut budget.0) {
                 Search::Victim(slot) => {
-                    if let Some(gone) = parts.directory.evict(slot) {
-                        return Room::Frame(self.evicted(parts, slot, gone, incoming));
+                    let retired = self.policy.is_retired(slot);
+                    let dirty = if retired { Dirty::Leaves } else { who.dirty_of(slot) };
+                    if let Some(left) = parts.directory.evict(slot, dirty) {
+                        return Room::Frame(self.left(parts, slot, left, incoming, retired));
                     }
                 }
                 Search::Again => return Room::Again,
@@ -153,7 +184,15 @@ impl Keeper {
                 // Blocks whose event is still in the ring are pinned by it.
                 Search::Nothing => match parts.ring.pop() {
                     Some(note) => self.apply(parts, note, budget),
-                    None if self.touch.is_none() => return Room::Nothing,
+                    None if self.touch.is_none() => {
+                        let Some((tier, mut with)) = self.tier(parts) else { return Room::Nothing };
+                        if tier.keeps_dirty() {
+                            return Room::Dirty;
+                        }
+                        if !tier.let_more_leave(&mut with) {
+                            return if tier.is_moving() { Room::Dirty } else { Room::Nothing };
+                        }
+                    }
                     None => {
                         if !self.go_on_touching(parts, budget) {
                             return Room::Again;
@@ -172,7 +211,7 @@ impl Keeper {
             }
             match self.make_room(parts, None, true, budget) {
                 Room::Frame(frame) => parts.frames.give(frame),
-                Room::Nothing => return true,
+                Room::Nothing | Room::Dirty => return true,
                 Room::Again => return false,
             }
         }
@@ -187,23 +226,47 @@ impl Keeper {
         }
     }
 
-    fn evicted(
+    /// A victim has left RAM; its frame.
+    fn left(
         &mut self,
         parts: &Parts,
         slot: Slot,
-        gone: Gone,
+        left: Left,
         incoming: Option<Fingerprint>,
+        retired: bool,
     ) -> FrameId {
-        self.dying.push(slot);
+        let (Left::Gone(gone) | Left::Demoted(gone) | Left::Hole(gone)) = left;
         self.policy.leave(slot, gone.key.words(), incoming);
-        parts.counters.resident(u32::from(gone.epoch), -1, -i64::from(gone.len));
-        if gone.epoch == parts.directory.epoch() as u16 {
-            self.evictions += 1;
-            self.log.add(EventKind::Removed, Some(gone.key));
+        let current = gone.epoch == parts.directory.epoch() as u16;
+        if let Left::Demoted(_) = left {
+            if let Some(tier) = &mut self.tier {
+                tier.demoted(slot);
+            }
         } else {
-            self.cleared += 1;
+            self.left_the_store(parts, slot, &gone, current, retired);
+            if let Left::Gone(_) = left {
+                self.dying.push(slot);
+            }
+        }
+        if current {
+            self.log.add(EventKind::Removed, Some(gone.key), "ram");
         }
         gone.frame.expect("a block in RAM has a frame")
+    }
+
+    fn left_the_store(
+        &mut self,
+        parts: &Parts,
+        slot: Slot,
+        gone: &Gone,
+        current: bool,
+        retired: bool,
+    ) {
+        parts.counters.resident(u32::from(gone.epoch), -1, -i64::from(gone.len));
+        *(if current { &mut self.evictions } else { &mut self.cleared }) += 1;
+        if let Some(tier) = &mut self.tier {
+            tier.dropped(slot, retired);
+        }
     }
 
     /// Takes in the blocks that lost their last pin, hold or child.
@@ -220,14 +283,20 @@ impl Keeper {
             self.woken = next;
             if waits {
                 self.removed(parts, slot);
-            } else {
-                self.policy.wake(slot);
+                continue;
+            }
+            self.policy.wake(slot);
+            if let Some(tier) = &mut self.tier {
+                tier.wake(slot);
             }
         }
     }
 
     fn settle(&mut self, parts: &Parts, slot: Slot) {
         self.policy.forget(slot);
+        if let Some((tier, mut with)) = self.tier(parts) {
+            tier.forget(&mut with, slot);
+        }
         if let Settled::Released(Some(frame)) = parts.directory.settle(slot) {
             parts.frames.give(frame);
         }
@@ -253,20 +322,34 @@ impl Keeper {
 
     fn inserted(&mut self, parts: &Parts, slot: Slot, refilled: bool) {
         let directory = &parts.directory;
-        directory.count_child(slot, refilled);
+        directory.count_child(slot, refilled, true);
         let (key, _, epoch) = directory.describe(slot);
         let shown = directory.is_shown(slot);
         if !shown && epoch != directory.epoch() as u16 {
             self.clear_block(parts, slot);
         }
-        if let Some((parent, _)) = directory.parent_of(slot) {
+        if let Some((parent, of)) = directory.parent_of(slot)
+            && self.policy.is_retired(parent)
+        {
             self.policy.take_back(parent);
+            if let Some(tier) = &mut self.tier {
+                tier.wanted_again(parent, of);
+            }
         }
         directory.drop_event_pins(slot);
         if shown {
-            self.policy.insert(slot, key.words(), 0, directory);
-            self.log.add(EventKind::Stored, Some(key));
+            if let Some((tier, with)) = self.tier(parts) {
+                tier.inserted(&with, slot);
+            }
+            let who = InRam { directory, tier: self.tier.as_deref() };
+            self.policy.insert(slot, key.words(), 0, &who);
+            self.log.add(EventKind::Stored, Some(key), "ram");
         }
+    }
+
+    fn knows(&self, slot: Slot) -> [bool; 2] {
+        let on_ssd = self.tier.as_ref().is_some_and(|tier| tier.contains(slot));
+        [self.policy.contains(slot), on_ssd]
     }
 
     /// Reports a block hidden by name, once, and releases it if nothing keeps it. Comes with its
@@ -274,12 +357,15 @@ impl Keeper {
     fn removed(&mut self, parts: &Parts, slot: Slot) {
         // A block whose insert was not yet reported is not reported at all; one whose key was
         // stored and reported again meanwhile is not reported as gone.
-        if self.policy.contains(slot) {
+        let known = self.knows(slot);
+        if known.contains(&true) {
             let (key, _, epoch) = parts.directory.describe(slot);
-            let again = parts.directory.find_one(key);
-            let again = again.is_some_and(|entry| self.policy.contains(entry.slot));
-            if !again && epoch == parts.directory.epoch() as u16 {
-                self.log.add(EventKind::Removed, Some(key));
+            let again = parts.directory.find_one(key).map(|entry| self.knows(entry.slot));
+            let again = again.unwrap_or_default();
+            for (at, tier) in ["ram", "ssd"].into_iter().enumerate() {
+                if known[at] && !again[at] && epoch == parts.directory.epoch() as u16 {
+                    self.log.add(EventKind::Removed, Some(key), tier);
+                }
             }
         }
         self.settle(parts, slot);
@@ -294,7 +380,11 @@ impl Keeper {
             if !budget.spend() {
                 return false;
             }
-            self.policy.touch(slot, &parts.directory);
+            let who = InRam { directory: &parts.directory, tier: self.tier.as_deref() };
+            self.policy.touch(slot, &who);
+            if let Some((tier, mut with)) = self.tier(parts) {
+                tier.touch(&mut with, slot);
+            }
             self.touch = parts.directory.parent_of(slot).map(|(slot, g)| (slot, g, left - 1));
         }
         true
@@ -348,55 +438,5 @@ impl Keeper {
             }
         }
         (run.len(), retained)
-    }
-
-    /// Makes everything stored so far invisible; the sweep takes it away. False: too many clears
-    /// wait for the sweep, which has to go on first.
-    pub(super) fn clear(&mut self, parts: &Parts) -> bool {
-        if self.sweeping() && self.unswept_clears >= SWEEP_LAG_MAX {
-            return false;
-        }
-        parts.directory.next_epoch();
-        (self.sweep_at, self.sweep_end) = (0, parts.directory.used_headers());
-        self.unswept_clears += 1;
-        self.log.add(EventKind::Cleared, None);
-        true
-    }
-
-    /// Takes cleared blocks away, a budget at a time; false while some may be left.
-    pub(super) fn sweep(&mut self, parts: &Parts, budget: &mut Budget) -> bool {
-        while self.sweeping() {
-            if !budget.spend() {
-                return false;
-            }
-            for _ in 0..SWEEP_HEADERS.min(self.sweep_end - self.sweep_at) {
-                let slot = Slot(self.sweep_at);
-                self.sweep_at += 1;
-                // A block that the policy doesn't know yet is cleared with its insert note.
-                let known = self.policy.contains(slot);
-                if known && self.clear_block(parts, slot) && !budget.spend() {
-                    return false;
-                }
-            }
-        }
-        self.unswept_clears = 0;
-        true
-    }
-
-    fn sweeping(&self) -> bool {
-        self.sweep_at < self.sweep_end
-    }
-
-    fn clear_block(&mut self, parts: &Parts, slot: Slot) -> bool {
-        let Some(hidden) = parts.directory.hide_stale(slot) else { return false };
-        parts.counters.resident(u32::from(hidden.epoch), -1, -i64::from(hidden.len));
-        self.cleared += 1;
-        self.settle(parts, slot);
-        true
-    }
-
-    /// Blocks that left by a clear, those included that the sweep has not reached.
-    pub(super) fn cleared(&self, parts: &Parts) -> u64 {
-        self.cleared + parts.counters.resident_now(parts.directory.epoch()).2
     }
 }

@@ -4,9 +4,10 @@
 //! writable. Invariants: every block of a lease is at or above one of its pins; the pins fall once,
 //! with the last handle; the memory outlives the store's close.
 
-use super::Store;
+use super::past::{Bytes, Reach, Way};
+use super::{Matched, Store};
 use crate::arena::fork_count;
-use crate::directory::Entry;
+use crate::directory::{Entry, Located, pieces};
 use crate::error::{Error, ErrorKind};
 use crate::key::Key;
 use crate::stats::add;
@@ -83,29 +84,100 @@ impl Store {
         Ok(lease)
     }
 
-    /// Pins the leading resident run as a lease does, but as a match: nothing is touched, and it
-    /// counts as a lookup.
+    /// Pins the leading run where it is, in RAM and on SSD, as a match: nothing is moved or
+    /// touched, and it counts as a lookup. The lease's blocks are those in RAM before the first
+    /// that is not.
     ///
     /// # Errors
     /// Closed.
-    pub fn match_pinned(self: &Arc<Self>, keys: &[Key]) -> Result<Lease, Error> {
+    pub fn match_pinned(self: &Arc<Self>, keys: &[Key]) -> Result<(Lease, Matched), Error> {
         self.check()?;
-        let (lease, run) = self.pin_run(keys);
-        self.count_looked_up(keys.len(), run.len());
-        Ok(lease)
+        let directory = &self.parts.directory;
+        let mut run = self.look_up(keys);
+        let _inside = self.gate.enter();
+        let (mut pins, mut kept) = (Vec::new(), 0);
+        for piece in pieces(&run) {
+            let tail = run[piece.end - 1];
+            if !directory.pin(tail.slot, tail.generation) {
+                break;
+            }
+            pins.push(tail.slot);
+            kept = piece.end;
+        }
+        run.truncate(kept);
+        let (mut places, mut found, mut bytes) = (Vec::new(), Matched::default(), [0, 0]);
+        for (entry, safe) in run.iter().zip(self.kept_in_ram(&run)) {
+            if !safe && directory.pin(entry.slot, entry.generation) {
+                pins.push(entry.slot);
+            }
+            let (len, in_ram) = match directory.located(entry) {
+                Located::Ram(frame, len) => {
+                    if found.ssd == 0 {
+                        places.push((frame, len));
+                    }
+                    (len, true)
+                }
+                Located::Ssd(len) => (len, false),
+                Located::Loading => (directory.len_of(entry).unwrap_or(0), false),
+                Located::Gone => break,
+            };
+            found.blocks += 1;
+            *(if in_ram { &mut found.ram } else { &mut found.ssd }) += 1;
+            bytes[usize::from(!in_ram)] += u64::from(len);
+        }
+        found.bytes = bytes[0] + bytes[1];
+        found.load_s = self.load_s(bytes[0], bytes[1]);
+        self.count_looked_up(keys.len(), found.blocks);
+        Ok((self.register(places, pins), found))
     }
 
-    fn pin_run(self: &Arc<Self>, keys: &[Key]) -> (Lease, Vec<Entry>) {
-        let run = self.look_up(keys);
-        let (mut places, mut pins) = (Vec::with_capacity(run.len()), Vec::new());
-        let place = |_, frame, len| {
-            places.push((frame, len));
-            true
-        };
-        let run = self.deliver(keys, run, usize::MAX, place, |new| pins.append(new));
+    fn register(self: &Arc<Self>, places: Vec<(FrameId, u32)>, pins: Vec<Slot>) -> Lease {
         let frames = places.iter().map(|(frame, _)| frame.0).collect();
         let id = self.leases.add(frames, pins.len() as u64);
-        (Lease { store: Arc::clone(self), places, pins, id }, run)
+        Lease { store: Arc::clone(self), places, pins, id }
+    }
+
+    /// Leases the leading run that is in RAM, after what is on SSD was read into frames.
+    fn pin_run(self: &Arc<Self>, keys: &[Key]) -> (Lease, Vec<Entry>) {
+        let mut run = self.look_up(keys);
+        let mut loaded_under = Vec::new();
+        let deadline_us = self.deadline_us(self.io_timeout);
+        while run.iter().any(|entry| !entry.in_ram) {
+            // Kept until the second pass has pins of its own: what was loaded stays.
+            let hand_over = |new: &mut Vec<Slot>| loaded_under.append(new);
+            let wanted = run.len();
+            let (reached, short) =
+                self.deliver(keys, run, usize::MAX, Way::to(Reach::Frame), |_, _| true, hand_over);
+            let whole = reached.len() >= wanted;
+            if !whole && short {
+                // Dirty blocks have the frames: they are waited for without a pin.
+                self.unpin_all(&mut loaded_under);
+                if self.wait_for_clean(deadline_us) && self.parts.clock.now_us() < deadline_us {
+                    run = self.look_up(keys);
+                    continue;
+                }
+            }
+            run = self.look_up(&keys[..reached.len()]);
+            break;
+        }
+        let ram = run.iter().take_while(|entry| entry.in_ram).count();
+        run.truncate(ram);
+        let (mut places, mut pins) = (Vec::with_capacity(ram), Vec::new());
+        let place = |_, block: Bytes<'_>| {
+            places.push((block.frame, block.len));
+            true
+        };
+        let keys = &keys[..ram];
+        let hand_over = |new: &mut Vec<Slot>| pins.append(new);
+        let (run, _) = self.deliver(keys, run, usize::MAX, Way::to(Reach::Ram), place, hand_over);
+        self.unpin_all(&mut loaded_under);
+        (self.register(places, pins), run)
+    }
+
+    fn unpin_all(&self, pins: &mut Vec<Slot>) {
+        for slot in pins.drain(..) {
+            self.parts.directory.unpin(slot);
+        }
     }
 
     fn too_few(&self, asked: usize, found: usize, min_blocks: usize) -> Error {
@@ -146,8 +218,19 @@ impl Lease {
     /// this lease.
     pub fn block(&self, i: usize) -> Option<(*const u8, usize)> {
         let (frame, len) = *self.places.get(i)?;
-        let arena = &self.store.arena;
+        let arena = &self.store.parts.arena;
         Some((arena.pointer(arena.frame(frame, len)), len as usize))
+    }
+}
+
+#[cfg(test)]
+impl Lease {
+    /// Copies block `i` to the start of `out`.
+    pub(super) fn copy_block(&self, i: usize, out: &mut [u8]) {
+        let (frame, len) = self.places[i];
+        let arena = &self.store.parts.arena;
+        let row = out.len();
+        arena.read(arena.frame(frame, len), &crate::arena::RowsMut::packed(out, row), 0);
     }
 }
 

@@ -4,12 +4,15 @@
 //! nothing but counters; only touch moves anything in the order.
 
 use super::Store;
+use crate::directory::Entry;
 use crate::error::Error;
 use crate::key::Key;
 use crate::stats::{add, read};
 
 /// Copy rate assumed until a get has been measured: a slow machine's.
 const COPY_BYTES_PER_S: f64 = 4e9;
+/// The same of an SSD.
+const LOAD_BYTES_PER_S: f64 = 1e9;
 
 /// What a match found.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -35,18 +38,26 @@ impl Store {
         self.check()?;
         let run = self.look_up(keys);
         let directory = &self.parts.directory;
-        let bytes = run.iter().filter_map(|entry| directory.len_of(entry)).map(u64::from).sum();
+        let bytes_of = |entry: &Entry| u64::from(directory.len_of(entry).unwrap_or(0));
+        let ram = run.iter().filter(|entry| entry.in_ram);
+        let (ram, ram_bytes) = (ram.clone().count(), ram.map(bytes_of).sum());
+        let ssd = run.len() - ram;
+        let ssd_bytes: u64 = run.iter().filter(|entry| !entry.in_ram).map(bytes_of).sum();
         self.count_looked_up(keys.len(), run.len());
-        let load_s = self.load_s(bytes);
-        Ok(Matched { blocks: run.len(), ram: run.len(), ssd: 0, bytes, load_s })
+        let load_s = self.load_s(ram_bytes, ssd_bytes);
+        Ok(Matched { blocks: run.len(), ram, ssd, bytes: ram_bytes + ssd_bytes, load_s })
     }
 
-    /// How long a get of so many bytes should take, from the rate of gets so far.
-    pub fn load_s(&self, bytes: u64) -> f64 {
+    /// How long a get of so many bytes should take, from the rates of gets so far.
+    pub(super) fn load_s(&self, ram_bytes: u64, ssd_bytes: u64) -> f64 {
         let counters = &self.parts.counters;
-        let (copied, ns) = (read(&counters.bytes_out), read(&counters.copy_out_ns));
-        let rate = if ns > 0 { copied as f64 * 1e9 / ns as f64 } else { COPY_BYTES_PER_S };
-        bytes as f64 / rate.max(1.0)
+        let rate = |bytes, ns, guess: f64| {
+            let (bytes, ns) = (read(bytes), read(ns));
+            if ns > 0 { (bytes as f64 * 1e9 / ns as f64).max(1.0) } else { guess }
+        };
+        let ram = rate(&counters.copied_bytes, &counters.copy_out_ns, COPY_BYTES_PER_S);
+        let ssd = rate(&counters.loaded_bytes, &counters.load_out_ns, LOAD_BYTES_PER_S);
+        ram_bytes as f64 / ram + ssd_bytes as f64 / ssd
     }
 
     /// The length of the leading run that is there.

@@ -11,36 +11,50 @@
 
 mod clock;
 mod config;
+mod driver;
+mod flush;
 mod gate;
 mod get;
 mod hint;
+mod inspect;
 mod keeper;
 mod lease;
 mod lookup;
+mod open;
+mod past;
 mod put;
 mod remove;
 mod ring;
+mod scrub;
+mod simulated;
+mod tier;
 mod validate;
 
+#[cfg(all(test, not(loom)))]
+mod histories;
 #[cfg(all(test, not(loom)))]
 mod tests;
 
 pub use crate::arena::{Prefault, Rows, RowsMut};
 pub use crate::event::{Event, EventKind};
-pub use config::{BLOCK_BYTES_MAX, FRAMES_MAX, PolicyKind, StoreConfig};
+pub use config::{BLOCK_BYTES_MAX, EngineKind, FRAMES_MAX, PolicyKind, SsdConfig, StoreConfig};
+pub use inspect::{Contents, Inspected, Snapshot, SnapshotStats, Verified, inspect, verify};
 pub use keeper::LOCK_BLOCKS_MAX;
 pub use lease::Lease;
 pub use lookup::Matched;
 pub use put::PutOptions;
+pub use scrub::Scrubbed;
+pub use simulated::SimWorld;
 pub use validate::Recount;
 
-use crate::arena::{Arena, ArenaConfig, fork_count, prefer_huge_pages};
+use crate::arena::{Arena, ArenaConfig, Memory, MemoryId, fork_count, prefer_huge_pages};
 use crate::directory::{Directory, Entry, Frames, pieces};
 use crate::error::{Error, ErrorKind};
-use crate::policy::{self, Policy, Residents};
-use crate::stats::{Counters, Stats, add, read};
-use crate::units::Slot;
+use crate::policy::{self, Policy};
+use crate::ssd::dir::LockGuard;
+use crate::stats::{Counters, SsdStats, Stats, add, read};
 use clock::Clock;
+use driver::Driver;
 use gate::Gate;
 use keeper::{Budget, Keeper};
 use ring::{Note, Ring};
@@ -56,6 +70,8 @@ pub(crate) struct Parts {
     ring: Ring,
     counters: Counters,
     clock: Clock,
+    arena: Arc<Arena>,
+    staging: Option<tier::Staging>,
     /// Frames kept free ahead of need.
     reserve: u32,
 }
@@ -72,12 +88,19 @@ pub struct Closed {
 /// A store of KV-cache blocks in RAM. Any method may be called from any thread.
 pub struct Store {
     parts: Parts,
-    arena: Arena,
     keeper: Mutex<Keeper>,
     gate: Gate,
     leases: lease::Registry,
     block_bytes: u32,
     put_wait: Duration,
+    io_timeout: Duration,
+    driver: Option<Arc<Driver>>,
+    /// The ownership of the directory; falls with the store.
+    lock: Mutex<Option<LockGuard>>,
+    /// What fell back at open, and where the tier is.
+    notes: Vec<String>,
+    /// A deterministic store with a simulated disk can be crashed and opened again on it.
+    world: Option<(SimWorld, StoreConfig)>,
     deterministic: bool,
     closed: AtomicBool,
     poisoned: AtomicBool,
@@ -85,13 +108,51 @@ pub struct Store {
     forks: u64,
 }
 
-impl Residents for Directory {
-    fn stays(&self, slot: Slot) -> bool {
-        Directory::stays(self, slot)
-    }
+/// What a store has below RAM.
+#[derive(Default)]
+struct Below {
+    tier: Option<Box<tier::Tier>>,
+    staging: Option<tier::Staging>,
+    driver: Option<Arc<Driver>>,
+    lock: Option<LockGuard>,
+    bounce: Option<Arc<Arena>>,
+    notes: Vec<String>,
+    fresh: bool,
+}
 
-    fn soon(&self, slot: Slot) {
-        self.fetch_header(slot);
+impl Below {
+    fn new(
+        config: &StoreConfig,
+        ground: open::Ground,
+        arena: &Arc<Arena>,
+        clock: Option<Arc<std::sync::atomic::AtomicU64>>,
+        frames: u64,
+        headers: u32,
+    ) -> Result<Self, Error> {
+        let Some(ssd) = &config.ssd else { return Ok(Self::default()) };
+        let bounce = open::bounce()?;
+        let stride_bytes = arena.stride_bytes();
+        let staged = (tier::STAGING_BYTES / u64::from(stride_bytes)).max(2) as u32;
+        let staged = if config.deterministic { staged.min(4) } else { staged };
+        let staging = Store::map(config, MemoryId::STAGING, staged, stride_bytes)?;
+        let places = frames + u64::from(ground.superblock.slots);
+        let tier = open::tier(config, ssd, &ground, &bounce, places, headers);
+        let memories = vec![Arc::clone(arena), Arc::clone(&staging), Arc::clone(&bounce)];
+        let memory = Memory::new(memories);
+        let engine = open::engine(ground.files, memory, clock, ssd.seed)?;
+        let mut notes = ground.notes;
+        if !ground.direct {
+            notes.push(format!("{}: buffered I/O, through the page cache", ground.path));
+        }
+        Ok(Self {
+            tier: Some(tier),
+            staging: Some(tier::Staging { arena: staging, frames: Frames::new(staged) }),
+            driver: Some(Arc::new(Driver::new(engine))),
+            lock: ground.lock,
+            bounce: Some(bounce),
+            notes,
+            fresh: ground.fresh,
+        })
     }
 }
 
@@ -101,44 +162,94 @@ fn reserve(frames: u32) -> u32 {
 }
 
 impl Store {
-    /// Opens a store.
+    /// Opens a store. One with an SSD tier brings back what it finds there.
     ///
     /// # Errors
     /// Config: sizes that make no sense, or more RAM than the machine or its cgroup has free.
+    /// Locked, Format, Ssd: another store owns the directory; it is in another format; the disk
+    /// does not do what is asked.
     pub fn open(config: &StoreConfig) -> Result<Arc<Self>, Error> {
+        config.check_ssd()?;
+        let ssd = config.ssd.as_ref().filter(|ssd| ssd.engine == EngineKind::Sim);
+        let world = ssd.map(|ssd| SimWorld::new(ssd.seed));
+        Self::open_in(config, world)
+    }
+
+    /// The same on a simulated disk that may hold something.
+    fn open_in(config: &StoreConfig, world: Option<SimWorld>) -> Result<Arc<Self>, Error> {
         let (frames, stride_bytes) = config.frames()?;
-        let prefault = if config.deterministic { Prefault::Now } else { config.prefault };
-        let threads = usize::from(config.deterministic);
         let forks = fork_count();
-        let arena = Arena::map(ArenaConfig { frames, stride_bytes, prefault, threads })?;
-        let directory = Directory::new(frames);
+        let block_bytes = config.block_bytes as u32;
+        let survey = |ssd| open::survey(ssd, block_bytes, stride_bytes, world.as_ref());
+        let ground = config.ssd.as_ref().map(survey).transpose()?;
+        let arena = Self::map(config, MemoryId::ARENA, frames.max(1), stride_bytes)?;
+        let ssd_slots = ground.as_ref().map_or(0, |ground| ground.superblock.slots);
+        let directory = Directory::new(frames.saturating_add(ssd_slots));
         let slots = directory.headers();
         let policy: Box<dyn Policy> = match config.policy {
             PolicyKind::Lru => Box::new(policy::Lru::new(slots)),
-            PolicyKind::Arc => Box::new(policy::Arc::new(slots, frames, false)),
+            PolicyKind::Arc => Box::new(policy::Arc::new(slots, frames.max(1), false)),
         };
         policy.tables().into_iter().for_each(prefer_huge_pages);
         let hints = policy::Hints::new(policy, slots, frames as usize / 2);
-        Ok(Arc::new(Self {
+        let clock = Clock::new(config.manual_clock);
+        let below = ground.map(|ground| {
+            Below::new(config, ground, &arena, clock.word(), u64::from(frames), slots)
+        });
+        let below = below.transpose()?.unwrap_or_default();
+        let store = Arc::new(Self {
             parts: Parts {
                 ring: Ring::new(directory.headers()),
                 directory,
                 frames: Frames::new(frames),
                 counters: Counters::default(),
-                clock: Clock::new(config.manual_clock),
+                clock,
+                arena,
+                staging: below.staging,
                 reserve: if config.deterministic { 0 } else { reserve(frames) },
             },
-            arena,
-            keeper: Mutex::new(Keeper::new(hints)),
+            keeper: Mutex::new(Keeper::new(hints, below.tier)),
             gate: Gate::default(),
             leases: lease::Registry::default(),
-            block_bytes: config.block_bytes as u32,
+            block_bytes,
             put_wait: config.put_wait,
+            io_timeout: config.io_timeout,
+            driver: below.driver,
+            lock: Mutex::new(below.lock),
+            notes: below.notes,
+            world: world.map(|world| (world, config.clone())),
             deterministic: config.deterministic,
             closed: AtomicBool::new(false),
             poisoned: AtomicBool::new(false),
             forks,
-        }))
+        });
+        if let Some(bounce) = below.bounce {
+            store.recover(below.fresh, &bounce)?;
+            store.start_driver()?;
+        }
+        Ok(store)
+    }
+
+    fn map(
+        config: &StoreConfig,
+        who: MemoryId,
+        frames: u32,
+        stride_bytes: u32,
+    ) -> Result<Arc<Arena>, Error> {
+        let prefault = if config.deterministic { Prefault::Now } else { config.prefault };
+        let threads = usize::from(config.deterministic);
+        Ok(Arc::new(Arena::map(ArenaConfig { who, frames, stride_bytes, prefault, threads })?))
+    }
+
+    fn start_driver(self: &Arc<Self>) -> Result<(), Error> {
+        let Some(driver) = self.driver.as_ref().filter(|_| !self.deterministic) else {
+            return Ok(());
+        };
+        driver.start(Arc::downgrade(self)).map_err(|error| {
+            let message = format!("the thread of the SSD tier did not start: {error}.");
+            let hint = "raise the limit of threads of this process or its cgroup.";
+            Error::new(ErrorKind::Ssd, "KS-SSD-101", message, hint)
+        })
     }
 
     /// Largest payload of a block.
@@ -225,20 +336,26 @@ impl Store {
     /// nobody else is at it.
     fn tidy(&self, blocks: usize) {
         if self.deterministic {
-            return self.drain();
+            self.drain();
+            return self.nudge();
         }
         let parts = &self.parts;
         let needed = || !parts.ring.is_empty() || parts.frames.free() < parts.reserve;
+        let mut told = false;
         let mut share = blocks as u64 + u64::from(LOCK_BLOCKS_MAX);
         while share > 0 && needed() {
+            told = true;
             let done = self.try_keep(|keeper, parts, budget| {
                 let done = keeper.drain(parts, budget) && keeper.refill(parts, budget);
                 (done, budget.spent())
             });
             match done {
                 Some((false, spent)) => share = share.saturating_sub(u64::from(spent.max(1))),
-                Some((true, _)) | None => return,
+                Some((true, _)) | None => break,
             }
+        }
+        if told {
+            self.nudge();
         }
     }
 
@@ -262,15 +379,6 @@ impl Store {
                 add(&self.parts.counters.touches_dropped, 1);
             }
         }
-    }
-
-    /// Ends the store: later calls are refused. The memory goes with the last lease.
-    pub fn close(&self) -> Closed {
-        if self.forks != fork_count() || self.closed.swap(true, Ordering::AcqRel) {
-            return Closed::default();
-        }
-        let epoch = self.parts.directory.epoch();
-        Closed { written: 0, left: self.parts.counters.resident_now(epoch).0 }
     }
 
     /// What happened since the last call, oldest first.
@@ -313,10 +421,10 @@ impl Store {
             index_full: read(&counters.index_full),
             bytes_in: read(&counters.bytes_in),
             bytes_out: read(&counters.bytes_out),
-            prefault_bytes: self.arena.prefault_bytes(),
-            huge_bytes: self.arena.huge_bytes(),
+            prefault_bytes: self.parts.arena.prefault_bytes(),
+            huge_bytes: self.parts.arena.huge_bytes(),
             index_bytes: directory.bytes() + frames.bytes(),
-            fallbacks: self.arena.fallbacks(),
+            fallbacks: self.parts.arena.fallbacks(),
             ..Stats::default()
         };
         // A forked child may have been born while another thread held these locks.
@@ -330,6 +438,15 @@ impl Store {
             stats.lock_blocks_max = u64::from(keeper.hold_blocks_max);
             stats.policy_steps = keeper.policy().steps();
             stats.index_bytes += keeper.policy().bytes();
+            stats.blocks_ram = keeper.policy().len();
+            if let (Some(tier), Some(driver)) = (&keeper.tier, &self.driver) {
+                let ssd = tier.snapshot();
+                stats.evictions += ssd.evictions;
+                stats.index_bytes += tier.bytes();
+                stats.fallbacks.extend(self.notes.iter().cloned());
+                let (engine, direct) = (driver.engine.name(), driver.engine.direct());
+                stats.ssd = Some(SsdStats { engine, direct, ..ssd });
+            }
         }
         if self.is_poisoned() && !closed {
             stats.state = "poisoned";

@@ -7,9 +7,10 @@
 
 use super::gate::Inside;
 use super::keeper::Room;
+use super::past::PastRam;
 use super::ring::Note;
 use super::{Parts, Rows, Store};
-use crate::directory::{Block, Commit, Entry};
+use crate::directory::{Block, Commit, Entry, Home};
 use crate::error::{Error, ErrorKind};
 use crate::key::Key;
 use crate::stats::add;
@@ -54,6 +55,8 @@ struct Round<'a> {
     stored: u64,
     duplicates: u64,
     bytes: u64,
+    /// It came short although something could leave once it is written to SSD.
+    dirty: bool,
     inside: Inside<'a>,
 }
 
@@ -72,19 +75,37 @@ impl Store {
         self.check()?;
         self.check_rows(keys, blocks)?;
         let counters = &self.parts.counters;
-        let deadline = Instant::now() + options.wait.unwrap_or(self.put_wait);
+        let wait = options.wait.unwrap_or(self.put_wait);
+        let (deadline, deadline_us) = (Instant::now() + wait, self.deadline_us(wait));
         let epoch = self.parts.directory.epoch();
         let (mut leading, mut stored, mut duplicates) = (0, 0, 0);
-        let mut patience = WAITS_FOR_PINS + 1;
+        let (mut patience, mut dropping) = (WAITS_FOR_PINS + 1, false);
         while !self.is_poisoned() {
             let mut round = Round::new(self, keys, options, epoch);
             leading = round.run(blocks);
             stored += round.stored;
             duplicates += round.duplicates;
+            let dirty = round.dirty;
             drop(round);
+            if dropping {
+                self.with_tier(|tier, with| tier.end_drops(with));
+            }
             self.tidy(keys.len());
             if leading == keys.len() || epoch != self.parts.directory.epoch() {
                 break;
+            }
+            if dirty && !dropping {
+                dropping = !self.wait_for_clean(deadline_us);
+                if dropping {
+                    let missing = (keys.len() - leading) as u64;
+                    self.with_tier(|tier, with| tier.allow_drops(with, missing));
+                }
+                continue;
+            }
+            if self.driver.is_some() {
+                let past = PastRam { keys, blocks, options, epoch, wait };
+                let (reached, past) = self.put_past(&past, leading);
+                (leading, stored) = (reached, stored + past);
             }
             // A chain longer than RAM has what it can have.
             if leading >= self.frames_total() as usize {
@@ -112,6 +133,25 @@ impl Store {
         Ok(leading)
     }
 
+    /// Waits, holding nothing, until something more can leave RAM. False where nothing will, or
+    /// not in time.
+    pub(super) fn wait_for_clean(&self, deadline_us: u64) -> bool {
+        let before = self.with_tier(|tier, _| {
+            tier.waiting_puts += 1;
+            tier.stuck = false;
+            tier.progress()
+        });
+        self.nudge();
+        let mut progressed = false;
+        self.wait_for_tier(deadline_us, || {
+            let now = self.with_tier(|tier, _| (tier.progress(), tier.stuck));
+            progressed = now.map(|(progress, _)| progress) != before;
+            progressed || now.is_none_or(|(_, stuck)| stuck) || self.parts.frames.free() > 0
+        });
+        self.with_tier(|tier, _| tier.waiting_puts -= 1);
+        progressed || self.parts.frames.free() > 0
+    }
+
     fn check_rows(&self, keys: &[Key], blocks: &Rows<'_>) -> Result<(), Error> {
         if blocks.len() != keys.len() {
             let message = format!("{} keys and {} blocks.", keys.len(), blocks.len());
@@ -137,11 +177,13 @@ impl Store {
     /// Frames for the last of `incoming` first, until there is no more room. In deterministic mode
     /// the policy hears of each block with its frame, as if they came one by one; else it learns
     /// of them with their insert events, for others make room meanwhile.
-    fn reserve_frames(&self, incoming: &[Key]) -> Vec<FrameId> {
+    /// True beside them: more would be free once the cleaner has written something.
+    fn reserve_frames(&self, incoming: &[Key]) -> (Vec<FrameId>, bool) {
         let mut frames = Vec::with_capacity(incoming.len());
         if !self.deterministic {
             self.parts.frames.take(incoming.len(), &mut frames);
         }
+        let mut dirty = false;
         while frames.len() < incoming.len() {
             let more = self.keep(|keeper, parts, budget| {
                 while let Some(left) = incoming.len().checked_sub(frames.len() + 1) {
@@ -149,6 +191,10 @@ impl Store {
                     match keeper.make_room(parts, key, false, budget) {
                         Room::Frame(frame) => frames.push(frame),
                         Room::Nothing => return false,
+                        Room::Dirty => {
+                            dirty = true;
+                            return false;
+                        }
                         Room::Again => return true,
                     }
                 }
@@ -158,7 +204,7 @@ impl Store {
                 break;
             }
         }
-        frames
+        (frames, dirty)
     }
 
     /// What was announced and not stored is taken back.
@@ -204,6 +250,7 @@ impl<'a> Round<'a> {
             stored: 0,
             duplicates: 0,
             bytes: 0,
+            dirty: false,
             inside: store.gate.enter(),
         }
     }
@@ -218,11 +265,13 @@ impl<'a> Round<'a> {
         let (missing, present) = self.missing();
         let room = (self.store.frames_total() as usize).saturating_sub(present);
         let incoming: Vec<Key> = missing.iter().take(room).map(|i| self.keys[*i]).collect();
-        let frames = self.store.reserve_frames(&incoming);
+        let (frames, dirty) = self.store.reserve_frames(&incoming);
+        self.dirty = dirty;
         self.inside.hold(frames.len());
         for (i, frame) in missing.iter().zip(&frames) {
-            let region = self.store.arena.frame(*frame, blocks.row_bytes(*i) as u32);
-            self.store.arena.write(region, blocks, *i);
+            let arena = &self.store.parts.arena;
+            let region = arena.frame(*frame, blocks.row_bytes(*i) as u32);
+            arena.write(region, blocks, *i);
         }
         let stored = self.commit_all(&missing, &frames, blocks);
         let announced = incoming.len() - frames.len()..;
@@ -233,13 +282,14 @@ impl<'a> Round<'a> {
         missing.get(stored.len()).map_or(self.keys.len(), |first_short| *first_short)
     }
 
-    /// Positions of the absent blocks, each key once, and how many different ones are there.
+    /// Positions of the absent blocks, each key once, and how many different ones hold a frame.
     fn missing(&self) -> (Vec<usize>, usize) {
         let mut seen = HashSet::with_capacity_and_hasher(self.keys.len(), Folded::default());
         let first = |i: &usize| seen.insert(self.keys[*i].words());
         let (missing, present): (Vec<usize>, Vec<usize>) =
             (0..self.keys.len()).filter(first).partition(|i| self.entries[*i].is_none());
-        (missing, present.len())
+        let in_ram = |i: &&usize| self.entries[**i].is_some_and(|entry| entry.in_ram);
+        (missing, present.iter().filter(in_ram).count())
     }
 
     /// Commits the missing blocks that have frames, head first, until one finds no place. For each
@@ -313,7 +363,8 @@ impl<'a> Round<'a> {
         let parent = self.parent_of(i, parent_is_pinned);
         let pins = 1 + u32::from(goes_on);
         let key = self.keys[i];
-        let block = Block { key, parent, frame, len, epoch: self.epoch, pins };
+        let home = Home::Frame(frame);
+        let block = Block { key, parent, home, len, epoch: self.epoch, pins };
         let committed = directory.commit(&block);
         // The event of a new block carries the parent's pin; nothing else needs it.
         let carried = matches!(committed, Commit::Stored { refilled: false, .. });

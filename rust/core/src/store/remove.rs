@@ -5,18 +5,24 @@
 //! nothing is found that a put begun before it brought.
 
 use super::Store;
+use super::keeper::Cleared;
 use super::ring::Note;
-use crate::error::Error;
+use crate::error::{Error, ErrorKind};
 use crate::key::Key;
 use crate::stats::add;
 
+/// A remove or clear waits for the disk so many times as long as for one transfer.
+const CONFIRM_TRANSFERS: u32 = 4;
+
 impl Store {
     /// Removes the blocks of these keys; returns how many were there. Leased ones stay readable
-    /// through their lease.
+    /// through their lease. `durable`: from the disk too, before this returns, older copies of the
+    /// same keys included; else with the next flush or within a second.
     ///
     /// # Errors
-    /// Closed.
-    pub fn remove(&self, keys: &[Key]) -> Result<usize, Error> {
+    /// Closed. Ssd where the disk does not confirm: they are gone from this store, but a restart
+    /// may bring them back.
+    pub fn remove(&self, keys: &[Key], durable: bool) -> Result<usize, Error> {
         self.check()?;
         let counters = &self.parts.counters;
         let mut removed = 0;
@@ -29,21 +35,58 @@ impl Store {
             }
         }
         self.tidy(removed);
+        if durable && self.driver.is_some() {
+            // What was told is taken in: the records are blank in the table's image.
+            self.drain();
+            let round = self.with_tier(|tier, _| tier.sync(false));
+            self.nudge();
+            let deadline_us = self.deadline_us(self.io_timeout * CONFIRM_TRANSFERS);
+            if !round.is_some_and(|round| self.wait_for_round(round, deadline_us)) {
+                return Err(self.unconfirmed("KS-SSD-104", "the table", removed));
+            }
+        }
         Ok(removed)
+    }
+
+    fn unconfirmed(&self, code: &'static str, what: &str, removed: usize) -> Error {
+        let message = format!(
+            "the disk did not confirm {what} within {} s; {removed} blocks are gone from this \
+             store, but a restart may bring them back.",
+            (self.io_timeout * CONFIRM_TRANSFERS).as_secs_f64()
+        );
+        let hint = "repeat it once the disk answers again (stats().ssd_state), or delete the \
+                    directory.";
+        Error::new(ErrorKind::Ssd, code, message, hint).with("removed", removed)
     }
 
     /// Forgets everything, in O(1); the frames come back as the keeper sweeps. Use it when the
     /// weights change.
     ///
+    /// On SSD it is O(1) too, and there once this returns.
+    ///
     /// # Errors
-    /// Closed.
+    /// Closed. Ssd where the disk does not confirm: everything is gone from this store, but a
+    /// restart may bring it back.
     pub fn clear(&self) -> Result<(), Error> {
         self.check()?;
         // False: too many clears wait for the sweep, which has to go on first.
-        while self.keep(|keeper, parts, _| keeper.clear(parts)) == Some(false) {
-            self.keep(|keeper, parts, budget| keeper.sweep(parts, budget));
-        }
+        let round = loop {
+            match self.keep(|keeper, parts, _| keeper.clear(parts)) {
+                Some(Cleared::Later) => {
+                    self.keep(|keeper, parts, budget| keeper.sweep(parts, budget));
+                }
+                Some(Cleared::Done(round)) => break round,
+                None => return Ok(()),
+            }
+        };
         self.tidy(0);
+        self.nudge();
+        if let Some(round) = round {
+            let deadline_us = self.deadline_us(self.io_timeout * CONFIRM_TRANSFERS);
+            if !self.wait_for_super(round, deadline_us) {
+                return Err(self.unconfirmed("KS-SSD-105", "SUPER", 0));
+            }
+        }
         Ok(())
     }
 }

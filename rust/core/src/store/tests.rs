@@ -195,7 +195,7 @@ fn readers_see_right_bytes_or_a_miss_while_writers_evict() {
                     let start = (i * 7 + thread * 3) % 16 * 10;
                     put(store, &keys(start..start + 10));
                     if i % 64 == 0 {
-                        let _ = store.remove(&keys(start + 4..start + 6));
+                        let _ = store.remove(&keys(start + 4..start + 6), true);
                     }
                     if i % 512 == 0 {
                         let _ = store.clear();
@@ -350,7 +350,7 @@ fn a_removed_block_woken_before_its_note_leaves_the_order_too() {
     put(&store, &some(&[1, 2]));
     assert_eq!(put(&store, &some(&[3, 4])), 2, "a search has passed the leased ones");
     drop(lease);
-    assert_eq!(store.remove(&some(&[9, 8])).ok(), Some(2));
+    assert_eq!(store.remove(&some(&[9, 8]), true).ok(), Some(2));
     put(&store, &some(&[5, 6]));
     sound(&store);
     let events = store.events().unwrap_or_default();
@@ -388,7 +388,7 @@ fn a_pinned_match_counts_as_a_lookup_and_touches_nothing() {
     (2..5).for_each(|n| assert_eq!(put(&store, &some(&[n])), 1));
     let pinned = store.match_pinned(&some(&[1, 9])).unwrap_or_else(|e| panic!("{e}"));
     let stats = store.stats();
-    assert_eq!((pinned.len(), stats.hits, stats.misses), (1, 0, 0));
+    assert_eq!((pinned.0.len(), stats.hits, stats.misses), (1, 0, 0));
     assert_eq!((stats.lookup_hits, stats.lookup_misses, stats.frames_pinned), (1, 1, 1));
     drop(pinned);
     put(&store, &some(&[6]));

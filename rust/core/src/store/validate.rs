@@ -44,30 +44,41 @@ impl Store {
             let free = u64::from(parts.frames.free());
             expect("frames in use and free", count.frames + free, u64::from(parts.frames.total()));
             expect("pins", count.pins, self.leases.pins());
+            let loading = keeper.tier.as_ref().map_or(0, |tier| tier.loading(&parts.directory));
             let (blocks, _, stale) = parts.counters.resident_now(parts.directory.epoch());
             expect("blocks counted", blocks, count.blocks);
             expect("cleared blocks not swept", stale, 0);
-            expect("blocks in the policy", keeper.policy().len(), count.blocks);
+            expect("blocks in the policy", keeper.policy().len(), count.in_ram - loading);
             for slot in keeper.policy().validate() {
                 if !parts.directory.is_shown(slot) {
                     wrong.push(format!("slot {} is in the policy but not shown", slot.0));
                 }
+                if !parts.directory.is_in_ram(slot) {
+                    wrong.push(format!("slot {} is in the policy but not in RAM", slot.0));
+                }
+            }
+            if let Some(tier) = &keeper.tier {
+                tier.validate(&parts.directory, &mut wrong);
             }
             let gone = keeper.evictions + keeper.cleared(parts) + read(&parts.counters.removed);
+            let ssd = keeper.tier.as_ref().map(|tier| tier.snapshot()).unwrap_or_default();
+            let gone = gone + ssd.evictions + ssd.lost;
             let mut expect = |what: &str, is: u64, should: u64| {
                 if is != should {
                     wrong.push(format!("{what}: {is}, should be {should}"));
                 }
             };
             let stored = read(&parts.counters.puts) + read(&parts.counters.put_again);
+            let stored = stored + ssd.recovered;
+            expect("SSD slots in headers", count.ssd_slots, ssd.blocks);
             expect("blocks stored and not gone", stored.wrapping_sub(gone), blocks);
-            expect("evictable and protected", count.evictable + count.protected, count.blocks);
+            expect("evictable and protected", count.evictable + count.protected, count.in_ram);
             let recount = Recount {
                 blocks: count.blocks,
                 frames_free: free,
                 frames_pinned: self.leases.frames(),
                 evictable: count.evictable,
-                resident: count.blocks,
+                resident: count.in_ram,
                 holes: count.holes,
                 hidden: count.hidden,
                 pins: count.pins,

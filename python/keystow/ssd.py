@@ -1,0 +1,213 @@
+"""``Ssd``: a directory on a local disk that keeps blocks beyond RAM and beyond the process."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from keystow import _core
+from keystow.config import check_choice, parse_size, refuse_unknown
+from keystow.errors import ConfigError
+
+if TYPE_CHECKING:
+    from typing import Literal, Never
+
+__all__ = ["Ssd", "read_ssd"]
+
+_DAY_S = 86_400
+# Beyond this no device lasts a minute; keeps every later product finite.
+_DWPD_MAX = 1e6
+_SEED_MAX = (1 << 64) - 1
+_EXAMPLE = 'for example ssd="/nvme/kv:100GiB" or ssd=Ssd("/nvme/kv", "100GiB").'
+
+
+@dataclass(frozen=True, slots=True, init=False)
+class Ssd:
+    """An SSD tier: ``Store(..., ssd=Ssd("/nvme/kv", "100GiB"))``; short: ``ssd="/nvme/kv:100GiB"``.
+
+    ``path``: the root, a directory on a local disk. The store makes a directory of its own in it,
+    named after the fingerprint of its layout, so that stores of other layouts can share the root.
+    ``capacity``: bytes on disk at most, tables included, ``"100GiB"`` or an int; the files take
+    them at once. ``member``: tells stores of one layout under one root apart, one a process.
+
+    ``write_bytes_per_s``: payload written a second, on average; or ``dwpd``, how often the capacity
+    may be written a day. None: no limit.
+
+    ``engine``: ``"auto"`` (the best that works here), ``"pool"`` (threads), or ``"sim"``: a disk
+    simulated in memory, for tests, with ``path=""``, a ``seed``, and a store with
+    ``deterministic=True`` and ``clock="manual"``. ``on_mismatch``: ``"error"``, or ``"reset"`` to
+    start afresh where the directory is broken or of another version.
+
+    ``follow``, ``replicated``, ``on_locked`` and ``encryption`` take no other value yet.
+
+    Raises ConfigError for what can't be meant.
+    """
+
+    path: str
+    capacity: int
+    write_bytes_per_s: int | None
+    dwpd: float | None
+    engine: str
+    seed: int
+    member: str
+    follow: None
+    replicated: bool
+    on_locked: str
+    on_mismatch: str
+    encryption: None
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        capacity: int | str,
+        *,
+        write_bytes_per_s: int | str | None = None,
+        dwpd: float | None = None,
+        engine: Literal["auto", "pool", "sim"] = "auto",
+        seed: int = 0,
+        member: str = "0",
+        follow: None = None,
+        replicated: Literal[False] = False,
+        on_locked: Literal["error"] = "error",
+        on_mismatch: Literal["error", "reset"] = "error",
+        encryption: None = None,
+        **unknown: Never,
+    ) -> None:
+        """Check the options; the directory is looked at when a store is opened."""
+        refuse_unknown(unknown, Ssd.__slots__, "Ssd")
+        later = (
+            ("follow", follow, None),
+            ("replicated", replicated, False),
+            ("on_locked", on_locked, "error"),
+            ("encryption", encryption, None),
+        )
+        for name, value, only in later:
+            if value != only:
+                raise _not_yet(f"{name}={value!r}", f"leave {name}= out.", name, value)
+        checked = _engine(engine)
+        put = object.__setattr__
+        put(self, "path", _path(path, simulated=checked == "sim"))
+        put(self, "capacity", parse_size(capacity, "capacity"))
+        put(self, "write_bytes_per_s", _budget(write_bytes_per_s, dwpd))
+        put(self, "dwpd", dwpd)
+        put(self, "engine", checked)
+        put(self, "seed", _seed(seed))
+        put(self, "member", _member(member))
+        put(self, "on_mismatch", check_choice(on_mismatch, "on_mismatch", ("error", "reset")))
+        for name, _, only in later:
+            put(self, name, only)
+
+    @property
+    def budget_bytes_per_s(self) -> int | None:
+        """Payload written a second, on average, whichever way it was said; None: no limit."""
+        if self.dwpd is None:
+            return self.write_bytes_per_s
+        return max(1, round(self.capacity * self.dwpd / _DAY_S))
+
+
+def read_ssd(value: object) -> Ssd | None:
+    """The device of a store's ``ssd=``: None, an ``Ssd``, ``"path:size"``, or a list of one."""
+    if isinstance(value, (list, tuple)):
+        if len(value) > 1:
+            hint = "give one device; several can be one volume (LVM or md striping)."
+            raise _not_yet("several devices", hint, "devices", len(value))
+        value = value[0] if value else None
+    if value is None or isinstance(value, Ssd):
+        return value
+    if not isinstance(value, str):
+        raise _no_device(f"ssd={value!r} is {type(value).__name__}, no device.", value)
+    path, colon, size = value.rpartition(":")
+    if not colon:
+        raise _no_device(f"ssd={value!r} does not say how much room it may take.", value)
+    if not path:
+        raise _no_device(f"ssd={value!r} names no directory.", value)
+    try:
+        return Ssd(path, parse_size(size))
+    except ConfigError as cause:
+        message = f"ssd={value!r}: {size!r} after the last colon is no size."
+        raise _no_device(message, value) from cause
+
+
+def _engine(engine: object) -> str:
+    if engine == "uring":
+        raise _not_yet('engine="uring"', 'use engine="auto".', "engine", engine)
+    return check_choice(engine, "engine", _core.ENGINES)
+
+
+def _path(path: object, *, simulated: bool) -> str:
+    try:
+        text = os.fsdecode(path)  # type: ignore[arg-type] # what is no path raises TypeError
+    except TypeError:
+        raise _no_device(f"path={path!r} is {type(path).__name__}, no path.", path) from None
+    if simulated and text:
+        message = f'path={text!r} with engine="sim": a simulated disk has no path.'
+        hint = 'give path="" or another engine.'
+        raise ConfigError(message, code="KS-CFG-215", hint=hint, context={"path": text})
+    if not text and not simulated:
+        raise _no_device("path is empty.", path)
+    return text
+
+
+def _budget(write_bytes_per_s: int | str | None, dwpd: object) -> int | None:
+    if write_bytes_per_s is not None and dwpd is not None:
+        raise ConfigError(
+            f"write_bytes_per_s={write_bytes_per_s!r} and dwpd={dwpd!r} say the same thing twice.",
+            code="KS-CFG-216",
+            hint="give one of them: bytes a second, or full writes of the capacity a day.",
+            context={"write_bytes_per_s": write_bytes_per_s, "dwpd": dwpd},
+        )
+    real = isinstance(dwpd, (int, float)) and not isinstance(dwpd, bool)
+    if dwpd is not None and not (real and 0 < dwpd <= _DWPD_MAX):  # type: ignore[operator]
+        raise _no_budget("dwpd", dwpd, "a number above 0, for example dwpd=1.0")
+    if write_bytes_per_s is None:
+        return None
+    budget = parse_size(write_bytes_per_s, "write_bytes_per_s")
+    if budget == 0:
+        raise _no_budget("write_bytes_per_s", budget, "bytes a second, or None for no limit")
+    return budget
+
+
+def _no_budget(name: str, value: object, what: str) -> ConfigError:
+    return ConfigError(
+        f"{name}={value!r} is no write budget.",
+        code="KS-CFG-216",
+        hint=f"give {what}.",
+        context={name: value},
+    )
+
+
+def _seed(seed: object) -> int:
+    if isinstance(seed, int) and not isinstance(seed, bool) and 0 <= seed <= _SEED_MAX:
+        return seed
+    raise ConfigError(
+        f"seed={seed!r} is no seed.",
+        code="KS-CFG-217",
+        hint="give a whole number from 0 to 2^64-1.",
+        context={"seed": seed},
+    )
+
+
+def _member(member: object) -> str:
+    if isinstance(member, str):
+        return member
+    raise ConfigError(
+        f"member={member!r} is {type(member).__name__}, not text.",
+        code="KS-CFG-218",
+        hint='give a short name, for example member="0" or member=str(rank).',
+        context={"member": member},
+    )
+
+
+def _no_device(message: str, value: object) -> ConfigError:
+    hint = f"give a directory and a size, {_EXAMPLE}"
+    return ConfigError(message, code="KS-CFG-214", hint=hint, context={"ssd": str(value)})
+
+
+def _not_yet(what: str, hint: str, name: str, value: object) -> ConfigError:
+    return ConfigError(
+        f"{what}: not in this version yet.",
+        code="KS-CFG-207",
+        hint=hint,
+        context={name: value},
+    )

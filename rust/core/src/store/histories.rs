@@ -1,0 +1,242 @@
+//! Histories over the simulated disk: any operations, any crash, compared with a model after every
+//! step.
+//!
+//! Owns: the loop over seeds and operations, and how a failure is told and replayed. Never does:
+//! know how a store works inside; `model` knows what may be read, `oracles` and `restart` what must
+//! hold, `plan` what is drawn. Invariant: a seed is a history, for ever the same; each operation
+//! draws from a stream of its own, so that a history with operations left out is one too.
+
+mod history;
+mod mischief;
+mod model;
+mod oracles;
+mod plan;
+mod restart;
+
+use crate::io::Rng;
+use history::{Done, History};
+use plan::Plan;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+/// No operation asks the disk so often, however long it waits.
+const REAPS_MAX: u64 = 100_000;
+
+static WATCH: AtomicU64 = AtomicU64::new(0);
+
+/// How one history went.
+struct Outcome {
+    ops: u64,
+    failed: Option<(u32, String)>,
+    trace: Vec<String>,
+}
+
+fn operation(history: &mut History) -> Done {
+    let deletes = history.plan.deletes;
+    let weights = [
+        (30, 0),
+        (22, 1),
+        (4, 2),
+        (4, 3),
+        (4, 4),
+        (4, 5),
+        (3 * deletes, 6),
+        (deletes, 7),
+        (1, 8),
+        (1, 9),
+        (16, 10),
+        (2, 11),
+    ];
+    let all: u64 = weights.iter().map(|(weight, _)| weight).sum();
+    let mut drawn = history.rng.below(all);
+    let which = weights.iter().find(|(weight, _)| {
+        let mine = drawn < *weight;
+        drawn = drawn.saturating_sub(*weight);
+        mine
+    });
+    match which.map_or(10, |(_, which)| *which) {
+        0 => history.put(),
+        1 => history.get(),
+        2 => history.get_each(),
+        3 => history.lease(),
+        4 => history.drop_lease(),
+        5 => history.hint(),
+        6 => history.remove(),
+        7 if history.rng.one_in(4) => history.clear(),
+        8 => history.flush().map(drop),
+        9 if history.rng.one_in(4) => history.close(),
+        11 => {
+            history.mischief();
+            Ok(())
+        }
+        _ => {
+            history.pass_time();
+            Ok(())
+        }
+    }
+}
+
+/// Runs a history, all of it or the operations that `keep` names.
+fn run(seed: u64, keep: Option<&[bool]>, trace: bool, live: bool) -> Outcome {
+    let mut outcome = Outcome { ops: 0, failed: None, trace: Vec::new() };
+    let mut at = 0;
+    let mut kept: Option<History> = None;
+    let done = catch_unwind(AssertUnwindSafe(|| {
+        let plan = Plan::draw(seed);
+        let ops = plan.ops;
+        let crashes = plan.crashes.clone();
+        kept = Some(History::begin(plan, trace)?);
+        let history = kept.as_mut().ok_or("no history")?;
+        history.live = live;
+        for op in 1..=ops {
+            at = op;
+            let crash = crashes.contains(&op);
+            let skip = keep.is_some_and(|keep| keep.get(op as usize) == Some(&false));
+            if skip {
+                continue;
+            }
+            history.rng = Rng::new(seed ^ u64::from(op).wrapping_mul(0xD6E8_FEB8_6659_FD93));
+            WATCH.store(seed, Ordering::Relaxed);
+            history.disk(|disk| disk.faults(|faults| faults.reaps_left = REAPS_MAX));
+            if trace {
+                let now_us = history.now_us();
+                history.say(|| format!("-- {op} at {now_us} us"));
+            }
+            if crash {
+                history.audit()?;
+                history.crash()?;
+            } else {
+                operation(history)?;
+            }
+            history.look()?;
+            outcome.ops += 1;
+        }
+        history.audit()
+    }));
+    outcome.failed = match done {
+        Ok(Ok(())) => None,
+        Ok(Err(wrong)) => Some((at, wrong)),
+        Err(panic) => {
+            let text = panic.downcast_ref::<String>().cloned();
+            let text = text.or_else(|| panic.downcast_ref::<&str>().map(|t| (*t).to_owned()));
+            Some((at, format!("panic: {}", text.unwrap_or_default())))
+        }
+    };
+    if let Some(history) = &mut kept {
+        outcome.trace = history.trace.take().unwrap_or_default();
+    }
+    // What is half done may panic again as it goes.
+    if outcome.failed.is_some() {
+        let _ = catch_unwind(AssertUnwindSafe(move || drop(kept)));
+    }
+    outcome
+}
+
+/// What kind of failure it is: its words without the numbers.
+fn kind_of(failed: &(u32, String)) -> String {
+    failed.1.chars().filter(|c| !c.is_ascii_digit()).take(48).collect()
+}
+
+/// Leaves out what the failure does not need.
+fn shrink(seed: u64, failed: &(u32, String), time: Duration) -> Vec<bool> {
+    let (begun, fails_at, kind) = (Instant::now(), failed.0, kind_of(failed));
+    let alike = |fewer: &[bool]| {
+        run(seed, Some(fewer), false, false).failed.is_some_and(|failed| kind_of(&failed) == kind)
+    };
+    let mut keep = vec![true; fails_at as usize + 1];
+    let ops = Plan::draw(seed).ops as usize;
+    keep.resize(ops + 1, false);
+    let mut chunk = (fails_at as usize).div_ceil(2);
+    while chunk > 0 {
+        let mut at = 1;
+        while at < fails_at as usize && begun.elapsed() < time {
+            let end = (at + chunk).min(fails_at as usize);
+            let mut fewer = keep.clone();
+            fewer[at..end].fill(false);
+            if fewer != keep && alike(&fewer) {
+                keep = fewer;
+            }
+            at = end;
+        }
+        chunk /= 2;
+    }
+    keep
+}
+
+fn report(seed: u64, failed: &(u32, String)) -> String {
+    let hook = std::panic::take_hook();
+    std::panic::set_hook(Box::new(|_| {}));
+    let keep = shrink(seed, failed, Duration::from_secs(20));
+    let short = run(seed, Some(&keep), true, false);
+    std::panic::set_hook(hook);
+    let (at, wrong) = short.failed.unwrap_or_else(|| failed.clone());
+    format!(
+        "history {seed} failed at operation {}: {}\n{}\nshortest found, at {at}: {wrong}\n{}\n\
+         replay: KEYSTOW_SIM_SEED={seed} cargo test --release -p keystow-core --lib \
+         histories_replay -- --nocapture",
+        failed.0,
+        failed.1,
+        Plan::draw(seed).describe(),
+        short.trace.join("\n")
+    )
+}
+
+fn number_from(name: &str) -> Option<u64> {
+    std::env::var(name).ok().and_then(|text| text.parse().ok())
+}
+
+#[test]
+fn histories_fresh() {
+    let seconds = number_from("KEYSTOW_SIM_SECONDS").unwrap_or(5);
+    let first = number_from("KEYSTOW_SIM_FIRST").unwrap_or_else(|| {
+        let unix = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        unix.map_or(0, |since| since.as_micros() as u64)
+    });
+    let begun = Instant::now();
+    std::thread::spawn(|| {
+        let (mut last, mut since) = (0, Instant::now());
+        loop {
+            std::thread::sleep(Duration::from_millis(500));
+            let now = WATCH.load(Ordering::Relaxed);
+            if now != last {
+                (last, since) = (now, Instant::now());
+            } else if since.elapsed() > Duration::from_secs(10) {
+                println!("history {now} hangs");
+                std::process::abort();
+            }
+        }
+    });
+    let found = Mutex::new(Vec::new());
+    let (mut ops, mut seeds) = (0, 0);
+    while begun.elapsed() < Duration::from_secs(seconds) {
+        let seed = first + seeds;
+        let outcome = run(seed, None, false, false);
+        (ops, seeds) = (ops + outcome.ops, seeds + 1);
+        if let Some(failed) = outcome.failed {
+            found.lock().expect("no panic under it").push((seed, failed));
+            if found.lock().expect("no panic under it").len() >= 20 {
+                break;
+            }
+        }
+    }
+    let rate = ops as f64 / begun.elapsed().as_secs_f64();
+    println!("{seeds} histories from seed {first}, {ops} operations, {rate:.0} a second");
+    let found = found.into_inner().expect("no panic under it");
+    for (seed, failed) in &found {
+        println!("{seed}: {failed:?}");
+    }
+    if let Some((seed, failed)) = found.first() {
+        panic!("{}", report(*seed, failed));
+    }
+}
+
+#[test]
+fn histories_replay() {
+    let Some(seed) = number_from("KEYSTOW_SIM_SEED") else { return };
+    let outcome = run(seed, None, true, true);
+    if let Some(failed) = outcome.failed {
+        panic!("{}", report(seed, &failed));
+    }
+}

@@ -1,0 +1,103 @@
+//! What is checked after every operation.
+//!
+//! Owns: the comparison of store and model. Never does: change the store, but for reading events.
+
+use super::history::{Done, History};
+use super::plan::number_of;
+use crate::event::EventKind;
+use crate::io::SimDisk;
+
+impl History {
+    pub(super) fn disk<R>(&self, work: impl FnOnce(&SimDisk) -> R) -> R {
+        work(&self.store.world().expect("a simulated disk").disk)
+    }
+
+    /// After an operation: what is there, and whether it may be.
+    pub(super) fn look(&mut self) -> Done {
+        if self.store.is_poisoned() {
+            return Err("a panic has poisoned the store".to_owned());
+        }
+        self.hear()?;
+        let there = self.store.contains(&self.plan.keys).map_err(|error| error.to_string())?;
+        for (number, there) in there.iter().enumerate() {
+            if *there && self.shelves[number].now.is_empty() {
+                return Err(format!("key {number} is there, of which nothing may be"));
+            }
+            let told = self.in_ram[number] || self.on_ssd[number].is_some();
+            if *there != told {
+                let (ram, ssd) = (self.in_ram[number], self.on_ssd[number]);
+                return Err(format!(
+                    "key {number} there: {there}; by the events in RAM {ram}, on SSD {ssd:?}"
+                ));
+            }
+        }
+        self.there = there;
+        let quiet = self.store.with_tier(|tier, _| !tier.busy()) == Some(true);
+        if quiet {
+            self.shelves.iter_mut().for_each(super::model::Shelf::settle);
+        }
+        if self.rng.one_in(self.plan.recount_every) {
+            self.recount()?;
+        }
+        Ok(())
+    }
+
+    fn recount(&mut self) -> Done {
+        if let Err(wrong) = self.store.validate() {
+            if !wrong.iter().all(|line| line.starts_with("blocks stored and not gone")) {
+                return Err(format!("recount: {wrong:?}"));
+            }
+        }
+        let held = std::mem::take(&mut self.leases);
+        let checked = held.iter().try_for_each(|held| self.check_lease(held));
+        self.leases = held;
+        checked
+    }
+
+    /// Takes the events in.
+    pub(super) fn hear(&mut self) -> Done {
+        let now_us = self.now_us();
+        // Also of a store that was closed just now.
+        let events = self.store.keep(|keeper, _, _| keeper.log.take()).unwrap_or_default();
+        for event in events {
+            let Some(key) = event.key else {
+                self.in_ram.fill(false);
+                self.on_ssd.fill(None);
+                continue;
+            };
+            let number = number_of(key);
+            let stored = event.kind == EventKind::Stored;
+            match event.tier {
+                "ram" if self.in_ram[number] == stored => {
+                    return Err(format!("event {event:?} of key {number} comes twice"));
+                }
+                "ram" => self.in_ram[number] = stored,
+                _ if self.on_ssd[number].is_some() == stored => {
+                    return Err(format!("event {event:?} of key {number} comes twice"));
+                }
+                _ => self.on_ssd[number] = stored.then_some(now_us),
+            }
+        }
+        Ok(())
+    }
+
+    /// The counters add up, and nothing was dropped that had a place.
+    pub(super) fn audit(&mut self) -> Done {
+        let stats = self.store.stats();
+        let puts = stats.puts + stats.put_present + stats.put_duplicate + stats.put_short;
+        if puts != self.asked[0] {
+            return Err(format!("{} blocks were put, counted {puts}: {stats:?}", self.asked[0]));
+        }
+        let gets = stats.hits + stats.misses;
+        if gets != self.asked[1] {
+            return Err(format!("{} blocks were got, counted {gets}: {stats:?}", self.asked[1]));
+        }
+        let ssd = stats.ssd.ok_or("no stats of the SSD")?;
+        let dropped = ssd.dropped_waited + ssd.dropped_refused + ssd.dropped_off;
+        let dropped = dropped + if self.power_was_cut { 0 } else { ssd.lost };
+        if self.plan.is_plentiful() && !self.harmed && dropped > 0 {
+            return Err(format!("{dropped} blocks dropped although each had a place: {ssd:?}"));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,205 @@
+//! What a history is to be: drawn from its seed, all of it before the first operation.
+//!
+//! Owns: sizes, the forest of keys, the disk's character, when crashes come. Never does: touch a
+//! store. Invariant: equal seeds give equal plans, in every version that draws alike.
+
+use crate::io::{PPM, Rng, SimFaults};
+use crate::key::Key;
+use crate::store::{EngineKind, PolicyKind, SsdConfig, StoreConfig};
+use std::time::Duration;
+
+const KEYS_MAX: u64 = 40;
+const FRAMES_MAX: u64 = 12;
+const SLOTS_MAX: u64 = 60;
+const CRASHES_MAX: u64 = 5;
+/// Mean operations of a short history and of a long one.
+const OPS: [(u64, u64); 2] = [(50, 300), (300, 2000)];
+const LENGTHS: [u32; 6] = [0, 1, 17, 600, 4096, 8192];
+const BLOCK_BYTES: [u64; 8] = [4096, 4096, 4096, 4096, 8192, 600, 17, 5000];
+
+/// What the disk may do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Nature {
+    /// What it is asked to.
+    Honest,
+    /// Fail, hang, rot; but what it confirmed it has.
+    Flaky,
+    /// Confirm what it does not have, or have old files put in its place: what was removed may
+    /// come back after a restart.
+    Liar,
+}
+
+/// A history's plan.
+pub(super) struct Plan {
+    pub(super) seed: u64,
+    pub(super) ops: u32,
+    pub(super) nature: Nature,
+    pub(super) keys: Vec<Key>,
+    /// The key before each one in its natural chain.
+    pub(super) parents: Vec<Option<usize>>,
+    pub(super) lengths: Vec<u32>,
+    pub(super) config: StoreConfig,
+    pub(super) frames: usize,
+    pub(super) slots: usize,
+    /// Before which operations the store crashes, ascending.
+    pub(super) crashes: Vec<u32>,
+    /// What the disk does while it is at its worst.
+    pub(super) storm: SimFaults,
+    pub(super) calm: SimFaults,
+    /// One recount in so many operations.
+    pub(super) recount_every: u64,
+    /// Weights of hints, of deletions and of time passing, in percent of the usual.
+    pub(super) deletes: u64,
+    pub(super) leases: bool,
+    /// Keys are also put in orders that contradict each other.
+    pub(super) tangled: bool,
+}
+
+/// The number of a key, which its second word is.
+pub(super) fn number_of(key: Key) -> usize {
+    key.words()[1] as usize
+}
+
+fn key(number: u64) -> Key {
+    Key::from_words([(number + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15), number])
+}
+
+fn any<T: Copy>(rng: &mut Rng, of: &[T]) -> T {
+    of[rng.below(of.len() as u64) as usize]
+}
+
+impl Plan {
+    pub(super) fn draw(seed: u64) -> Self {
+        let mut rng = Rng::new(seed);
+        let rng = &mut rng;
+        let nature = match rng.below(10) {
+            0..=5 => Nature::Honest,
+            6..=7 => Nature::Flaky,
+            _ => Nature::Liar,
+        };
+        let (least, most) = OPS[usize::from(rng.one_in(4))];
+        let ops = (least + rng.below(most - least)) as u32;
+        let count = 1 + if rng.one_in(3) { rng.below(8) } else { rng.below(KEYS_MAX) };
+        let parents = (0..count).map(|n| {
+            let root = n == 0 || rng.one_in(6);
+            let chain = !rng.one_in(3);
+            (!root).then(|| if chain { n - 1 } else { rng.below(n) } as usize)
+        });
+        let parents = parents.collect();
+        let frames = if rng.one_in(8) { 0 } else { 1 + rng.below(FRAMES_MAX) };
+        let slots = match rng.below(3) {
+            0 => count + 6,
+            1 => 1 + rng.below(8),
+            _ => 1 + rng.below(SLOTS_MAX),
+        };
+        let calm = calm(rng);
+        let crashes = rng.below(CRASHES_MAX + 1);
+        let mut crashes: Vec<u32> =
+            (0..crashes).map(|_| 1 + rng.below(u64::from(ops)) as u32).collect();
+        crashes.sort_unstable();
+        crashes.dedup();
+        let config = config(rng, frames, slots, seed);
+        let longest = config.block_bytes as u32;
+        let lengths: Vec<u32> = LENGTHS.into_iter().filter(|len| *len <= longest).collect();
+        let lengths = if rng.one_in(3) { vec![any(rng, &lengths)] } else { lengths };
+        Self {
+            seed,
+            ops,
+            nature,
+            keys: (0..count).map(key).collect(),
+            parents,
+            lengths,
+            config,
+            frames: frames as usize,
+            slots: slots as usize,
+            crashes,
+            storm: storm(rng, nature, &calm),
+            calm,
+            recount_every: any(rng, &[1, 16, 64, 64]),
+            deletes: any(rng, &[0, 1, 1, 4]),
+            leases: !rng.one_in(3),
+            tangled: rng.one_in(3),
+        }
+    }
+
+    /// The sizes, for people.
+    pub(super) fn describe(&self) -> String {
+        let StoreConfig { policy, block_bytes, put_wait, io_timeout, ssd, .. } = &self.config;
+        let budget = ssd.as_ref().and_then(|ssd| ssd.write_bytes_per_s);
+        format!(
+            "{:?}, {} keys, {} frames of {block_bytes}, {} slots, {policy:?}, put_wait {put_wait:?}, \
+             io_timeout {io_timeout:?}, budget {budget:?}",
+            self.nature,
+            self.keys.len(),
+            self.frames,
+            self.slots
+        )
+    }
+
+    /// Whether every key has room on the SSD, and nothing is held back by a budget: then nothing
+    /// is ever dropped.
+    pub(super) fn is_plentiful(&self) -> bool {
+        let budget = self.config.ssd.as_ref().is_some_and(|ssd| ssd.write_bytes_per_s.is_some());
+        let patient = self.config.put_wait >= Duration::from_millis(200);
+        self.slots >= self.keys.len() + 6 && !budget && patient && self.frames > 0
+    }
+}
+
+fn config(rng: &mut Rng, frames: u64, slots: u64, seed: u64) -> StoreConfig {
+    let block_bytes = any(rng, &BLOCK_BYTES);
+    let stride = block_bytes.next_multiple_of(4096);
+    let mut ssd = SsdConfig::new("", capacity_bytes(slots, stride));
+    ssd.engine = EngineKind::Sim;
+    ssd.seed = seed;
+    ssd.slots_a_file = if rng.one_in(3) { 1 + rng.below(16) as u32 } else { 0 };
+    ssd.write_bytes_per_s = rng.one_in(6).then(|| stride * (1 + rng.below(40)));
+    StoreConfig {
+        deterministic: true,
+        manual_clock: true,
+        policy: if rng.one_in(3) { PolicyKind::Arc } else { PolicyKind::Lru },
+        put_wait: Duration::from_millis(any(rng, &[1000, 1000, 1000, 1000, 20, 0])),
+        io_timeout: Duration::from_millis(any(rng, &[1000, 1000, 200])),
+        ssd: Some(ssd),
+        ..StoreConfig::new(frames * stride, block_bytes)
+    }
+}
+
+/// The capacity that holds exactly so many slots.
+pub(super) fn capacity_bytes(slots: u64, stride: u64) -> u64 {
+    16_384 + slots * stride + slots.div_ceil(42) * 4096
+}
+
+fn calm(rng: &mut Rng) -> SimFaults {
+    let mut faults = SimFaults::default();
+    match rng.below(4) {
+        0 => faults.latency_us = [(1000, 20_000), (1000, 30_000), (2000, 40_000)],
+        1 => faults.latency_us = [(0, 10), (0, 10), (0, 10)],
+        _ => {}
+    }
+    faults
+}
+
+fn storm(rng: &mut Rng, nature: Nature, calm: &SimFaults) -> SimFaults {
+    let mut faults = calm.clone();
+    let mut some = |rng: &mut Rng| {
+        let most = if rng.one_in(4) { PPM / 4 } else { PPM / 50 };
+        if rng.one_in(2) { rng.below(u64::from(most)) as u32 } else { 0 }
+    };
+    if nature == Nature::Honest {
+        return faults;
+    }
+    faults.short_ppm = some(rng);
+    faults.eio_read_ppm = some(rng);
+    faults.eio_write_ppm = some(rng);
+    faults.eio_sync_ppm = some(rng);
+    faults.enospc_ppm = some(rng);
+    faults.hang_ppm = some(rng) / 8;
+    faults.rot_ppm = some(rng);
+    if nature == Nature::Liar {
+        faults.lost_write_ppm = some(rng);
+        faults.misdirected_write_ppm = some(rng);
+        faults.torn_write_ppm = some(rng);
+        faults.duplicate_ppm = some(rng);
+    }
+    faults
+}

@@ -1,0 +1,157 @@
+//! How a store ends and the next one begins: crash, close, an operation cut short; what must be
+//! warm then.
+//!
+//! Owns: the oracles of a restart. Never does: harm a disk by itself.
+
+use super::history::{Done, History};
+use crate::error::ErrorKind;
+use crate::io::{FailNext, Mishap};
+use std::time::Duration;
+
+/// A block written so long ago is warm after a kill.
+const WARM_AFTER_US: u64 = 1_000_000;
+
+impl History {
+    /// The keys that a kill at `at_us` must not lose.
+    fn must_be_warm(&self, at_us: u64) -> Vec<usize> {
+        let old = |since: &Option<u64>| since.is_some_and(|us| us + WARM_AFTER_US < at_us);
+        (0..self.there.len())
+            .filter(|number| self.there[*number] && old(&self.on_ssd[*number]))
+            .collect()
+    }
+
+    /// All that was stored, once everything is written.
+    fn on_disk(&self) -> Vec<usize> {
+        (0..self.there.len()).filter(|number| self.on_ssd[*number].is_some()).collect()
+    }
+
+    /// The store ends without a word.
+    pub(super) fn crash(&mut self) -> Done {
+        match self.rng.below(6) {
+            0 => self.crash_inside(),
+            1 => {
+                let flushed = self.flush()?;
+                self.look()?;
+                let warm = if flushed { self.on_disk() } else { Vec::new() };
+                self.die(true, &warm)
+            }
+            kind => {
+                let power = kind < 4;
+                let warm = if power { Vec::new() } else { self.must_be_warm(self.now_us()) };
+                self.die(power, &warm)
+            }
+        }
+    }
+
+    /// The store ends within a call: from some request on nothing is answered.
+    fn crash_inside(&mut self) -> Done {
+        self.calm();
+        let after = self.rng.below(12) as u32;
+        let next = FailNext { op: None, after, mishap: Mishap::Hang, forever: true };
+        let power = self.rng.one_in(2);
+        let warm = if power { Vec::new() } else { self.must_be_warm(self.now_us()) };
+        self.harmed_within(|history| {
+            history.disk(|disk| disk.faults(|faults| faults.fail_next = Some(next)));
+            history.say(|| format!("everything hangs after {after} requests"));
+            match history.rng.below(6) {
+                0 => history.put(),
+                1 | 2 => history.remove(),
+                3 => history.clear(),
+                4 => history.flush().map(drop),
+                _ => history.get(),
+            }?;
+            history.look()
+        })?;
+        self.disk(|disk| disk.faults(|faults| faults.fail_next = None));
+        let warm: Vec<usize> = warm.into_iter().filter(|n| self.there[*n]).collect();
+        self.die(power, &warm)
+    }
+
+    fn harmed_within(&mut self, work: impl FnOnce(&mut Self) -> Done) -> Done {
+        let before = std::mem::replace(&mut self.harmed, true);
+        let done = work(self);
+        self.harmed = before;
+        done
+    }
+
+    fn die(&mut self, power: bool, warm: &[usize]) -> Done {
+        let seed = self.rng.bits();
+        self.say(|| format!("crash power {power}; warm: {warm:?}"));
+        self.keep_some_leases();
+        let world = self.store.world().cloned().ok_or("no simulated disk")?;
+        self.store.closed.store(true, std::sync::atomic::Ordering::Release);
+        let crash = if power { crate::io::Crash::Power } else { crate::io::Crash::Kill };
+        world.disk.crash(seed, crash);
+        self.power_was_cut |= power;
+        self.reopen(warm)
+    }
+
+    /// The store ends in order.
+    pub(super) fn close(&mut self) -> Done {
+        let closed = self.store.close(Duration::from_secs(5));
+        self.hear()?;
+        let warm = if closed.left == 0 { self.on_disk() } else { Vec::new() };
+        self.say(|| format!("close -> {closed:?}; warm: {warm:?}"));
+        // What a harmed disk did not confirm is not told.
+        if closed.left == 0 && !self.lied && !self.harmed {
+            self.shelves.iter_mut().for_each(super::model::Shelf::flushed);
+        }
+        self.keep_some_leases();
+        if self.rng.one_in(2) {
+            let seed = self.rng.bits();
+            self.disk(|disk| disk.crash(seed, crate::io::Crash::Power));
+        }
+        self.reopen(&warm)
+    }
+
+    fn keep_some_leases(&mut self) {
+        if self.rng.one_in(2) {
+            self.leases.clear();
+        }
+    }
+
+    fn reopen(&mut self, warm: &[usize]) -> Done {
+        let mut config = self.plan.config.clone();
+        if !self.rng.one_in(3) {
+            self.calm();
+        }
+        let store = loop {
+            match self.open(&config) {
+                Ok(store) => break store,
+                Err(error) if error.kind == ErrorKind::Format && self.super_harmed => {
+                    self.say(|| format!("open: {error}"));
+                    config.ssd.as_mut().ok_or("no ssd")?.reset_on_mismatch = true;
+                }
+                Err(error) if error.kind == ErrorKind::Ssd && self.harmed => {
+                    self.say(|| format!("open: {error}"));
+                    self.stormy = true;
+                    self.calm();
+                    if self.rng.one_in(2) {
+                        let seed = self.rng.bits();
+                        self.disk(|disk| disk.crash(seed, crate::io::Crash::Power));
+                    }
+                }
+                Err(error) => return Err(format!("the store did not open again: {error}")),
+            }
+        };
+        self.store = store;
+        let honest = !self.harmed && !self.lied && !self.plan.tangled;
+        let keys = self.plan.keys.clone();
+        self.there = self.store.contains(&keys).map_err(|error| error.to_string())?;
+        for number in 0..self.there.len() {
+            let must = honest && warm.contains(&number);
+            if must && !self.there[number] {
+                return Err(format!("key {number} was on SSD and is not warm"));
+            }
+            self.shelves[number].reopen(must);
+            self.in_ram[number] = false;
+            self.on_ssd[number] = None;
+        }
+        // The events name what was found; it is as old as the disk.
+        self.hear()?;
+        self.on_ssd.iter_mut().flatten().for_each(|since_us| *since_us = 0);
+        self.asked = [0; 2];
+        self.harmed = self.stormy;
+        self.look()
+    }
+}

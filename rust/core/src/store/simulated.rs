@@ -1,0 +1,96 @@
+//! A tier on a simulated disk: its files, and the disk that outlives the stores on it.
+//!
+//! Owns: what `ssd::dir` does for real directories. Never does: faults; `io::sim` has them.
+
+use super::SsdConfig;
+use super::open::{Files, Ground, new_super};
+use super::tier::SUPER_FILE;
+use crate::error::{Error, ErrorKind};
+use crate::io::{FileId, SimDisk};
+use crate::ssd::format::{self, PAGE_BYTES, SUPER_BYTES, Super};
+use std::sync::Arc;
+
+/// A simulated disk that outlives the stores on it.
+#[derive(Clone)]
+pub struct SimWorld {
+    pub(crate) disk: Arc<SimDisk>,
+}
+
+impl SimWorld {
+    /// An empty disk.
+    pub fn new(seed: u64) -> Self {
+        Self { disk: SimDisk::new(seed) }
+    }
+}
+
+/// Finds or makes the files of a tier on a simulated disk.
+pub(super) fn simulated(
+    config: &SsdConfig,
+    block_bytes: u32,
+    stride_bytes: u32,
+    world: &SimWorld,
+) -> Result<Ground, Error> {
+    let disk = &world.disk;
+    let slots = format::slots_for(config.capacity_bytes, stride_bytes);
+    if slots == 0 {
+        let message = format!("{} bytes hold no block of {block_bytes}.", config.capacity_bytes);
+        let hint = "raise the capacity of ssd= to one block and its table or more.";
+        return Err(Error::new(ErrorKind::Config, "KS-CFG-005", message, hint));
+    }
+    let found = (disk.files() > 0).then(|| {
+        let mut copies = vec![0; SUPER_BYTES as usize];
+        disk.read(SUPER_FILE, 0, &mut copies);
+        format::newest(&copies[..PAGE_BYTES], &copies[PAGE_BYTES..])
+    });
+    let found = match found {
+        Some(Err(broken)) if disk.files() > 0 && !config.reset_on_mismatch => {
+            // A crash before the first SUPER was confirmed leaves an empty one.
+            match broken {
+                format::Broken::Empty => None,
+                broken => {
+                    let message = format!("SUPER is broken: {broken:?}.");
+                    let hint = "on_mismatch=\"reset\" starts afresh.";
+                    return Err(Error::new(ErrorKind::Format, "KS-FMT-001", message, hint));
+                }
+            }
+        }
+        found => found.and_then(Result::ok),
+    };
+    let slots_a_file = found.as_ref().map_or_else(
+        || {
+            if config.slots_a_file == 0 {
+                format::slots_a_file(stride_bytes)
+            } else {
+                config.slots_a_file
+            }
+        },
+        |found| found.slots_a_file,
+    );
+    let files = slots.div_ceil(slots_a_file);
+    let mut wanted = vec![SUPER_BYTES, u64::from(format::table_pages(slots)) * PAGE_BYTES as u64];
+    wanted.extend((0..files).map(|file| {
+        let slots = slots_a_file.min(slots - file * slots_a_file);
+        u64::from(slots) * u64::from(stride_bytes)
+    }));
+    for (file, bytes) in wanted.into_iter().enumerate() {
+        if file as u32 >= disk.files() {
+            disk.add_file(bytes);
+        } else {
+            disk.resize(FileId(file as u32), bytes);
+        }
+    }
+    let fresh = found.is_none();
+    let sizes = (slots, slots_a_file);
+    let superblock =
+        found.unwrap_or_else(|| new_super(config, block_bytes, stride_bytes, sizes, [0; 32]));
+    let superblock = Super { slots, slots_a_file, block_bytes, ..superblock };
+    Ok(Ground {
+        files: Files::Sim(Arc::clone(disk)),
+        lock: None,
+        superblock,
+        fresh,
+        notes: Vec::new(),
+        direct: true,
+        path: "sim".to_owned(),
+    })
+}

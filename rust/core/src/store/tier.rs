@@ -1,0 +1,445 @@
+//! The SSD tier as a state machine: `step(now, completions) -> requests`.
+//!
+//! Owns: the table's image, the SSD slots, the order in which blocks leave the SSD, every request
+//! from its start to its completion, the breaker. Never does: I/O, waiting, reading a clock; it has
+//! no thread and no file, and runs under the keeper's lock, a budget at a time. Invariants: a slot
+//! is written by one request at a time and named by one header; a record stands in the image only
+//! for a block whose bytes were written whole under its generation; nothing of a request's memory
+//! is used again before its completion, however late it comes.
+//!
+//! `clean` writes dirty blocks, `load` reads blocks back, `stage` passes blocks by the arena,
+//! `settle` brings table and SUPER to disk, `faults` decides when to leave a device alone,
+//! `recover` fills the tier at open.
+
+mod clean;
+mod faults;
+mod jobs;
+mod load;
+mod parts;
+mod recover;
+mod scrub;
+mod settle;
+mod stage;
+#[cfg(all(test, not(loom)))]
+mod tests;
+#[cfg(all(test, not(loom)))]
+mod thread_tests;
+
+pub(super) use parts::InRam;
+pub(super) use scrub::Begun;
+pub(super) use settle::Round;
+pub(super) use stage::{STAGING_BYTES, Staged, Staging, Ticket};
+
+use super::Parts;
+use super::keeper::Budget;
+use crate::arena::{Arena, Region};
+use crate::directory::{Directory, Dirty};
+use crate::event::{EventKind, EventLog};
+use crate::io::{Completion, Digest, FileId, IO_ALIGN_BYTES, Op, Request};
+use crate::key::Key;
+use crate::policy::{Hints, Lru, Policy};
+use crate::ssd::admit::Admission;
+use crate::ssd::format::{self, Super};
+use crate::ssd::slots::Slots;
+use crate::ssd::table::Table;
+use crate::stats::SsdStats;
+use crate::units::{FrameId, NONE, Slot, SsdSlot};
+use clean::Done;
+use faults::Breaker;
+use jobs::{Job, Jobs};
+use parts::{Bits, InFlight, OnSsd};
+use settle::{Superblock, Syncing};
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+/// The files of a tier, in the order in which the engine got them.
+pub(super) const SUPER_FILE: FileId = FileId(0);
+pub(super) const TABLE_FILE: FileId = FileId(1);
+/// `slots.0000`, and the others after it.
+pub(super) const SLOTS_FILE: u32 = 2;
+
+/// Table pages in flight, and the memory they are sealed in.
+pub(super) const PAGES_MAX: u32 = 64;
+/// The device counts as idle after so long without a request; then older dirty blocks are cleaned.
+const IDLE_US: u64 = 20_000;
+
+/// What is fixed while the store is open.
+#[derive(Clone)]
+pub(super) struct Geometry {
+    pub(super) uuid: [u8; 16],
+    pub(super) fingerprint: [u8; 16],
+    pub(super) stride_bytes: u32,
+    pub(super) slots_a_file: u32,
+    pub(super) block_bytes: u32,
+    /// Requests older than this are late: their waiters have gone.
+    pub(super) io_timeout_us: u64,
+    /// Seconds since 1970 when the store's clock stood at 0.
+    pub(super) opened_unix_s: u64,
+}
+
+impl Geometry {
+    /// Minutes since 2020 at a time of the store's clock.
+    fn minutes(&self, now_us: u64) -> u32 {
+        format::minutes_since_2020(self.opened_unix_s + now_us / 1_000_000)
+    }
+
+    fn rounded(len: u32) -> u32 {
+        len.max(1).next_multiple_of(IO_ALIGN_BYTES as u32)
+    }
+}
+
+/// What else the keeper has, lent to the tier for one step.
+pub(super) struct With<'a> {
+    pub(super) parts: &'a Parts,
+    pub(super) policy: &'a mut Hints,
+    pub(super) log: &'a mut EventLog,
+    /// Blocks that left by a clear.
+    pub(super) cleared: &'a mut u64,
+    pub(super) now_us: u64,
+}
+
+/// The tier.
+pub(super) struct Tier {
+    geometry: Geometry,
+    table: Table,
+    slots: Slots,
+    order: Lru,
+    admission: Admission,
+    /// Dirty blocks that admission refused: they may leave RAM as they are.
+    refused: Bits,
+    /// Dirty blocks behind the front of `upcoming`: to be looked at again.
+    redo: VecDeque<(Slot, u32)>,
+    /// Dirty ancestors to be written before their descendant, which is the first; popped from the
+    /// end.
+    plan: Vec<(Slot, u32)>,
+    /// Blocks on disk whose records wait for their parents'.
+    written: VecDeque<Done>,
+    jobs: Jobs,
+    outbox: Vec<Request>,
+    /// Reads that wait for room in flight: each has its memory already.
+    waiting_reads: VecDeque<Request>,
+    reading: InFlight,
+    writing: InFlight,
+    bounce: Arc<Arena>,
+    bounce_free: Vec<FrameId>,
+    superblock: Superblock,
+    syncing: Syncing,
+    breaker: Breaker,
+    counter: u64,
+    /// Puts that wait for a clean block to leave.
+    pub(super) waiting_puts: u32,
+    /// Somebody waits until everything dirty is written.
+    pub(super) flushing: u32,
+    /// Nothing new is begun any more.
+    pub(super) closing: bool,
+    /// Nothing can be written now although something is dirty.
+    pub(super) stuck: bool,
+    /// How far dirty blocks may leave RAM unwritten.
+    dirty: Dirty,
+    drops_allowed: u64,
+    last_request_us: u64,
+    pub(super) stats: SsdStats,
+}
+
+impl Tier {
+    /// A tier over files that hold what `superblock` says. Nothing is known yet of their blocks.
+    pub(super) fn new(
+        geometry: Geometry,
+        superblock: Super,
+        headers: u32,
+        admission: Admission,
+        bounce: Arc<Arena>,
+    ) -> Self {
+        Self {
+            table: Table::new(superblock.slots, geometry.uuid),
+            slots: Slots::new(superblock.slots),
+            order: Lru::new(headers),
+            admission,
+            refused: Bits::new(headers),
+            redo: VecDeque::new(),
+            plan: Vec::new(),
+            written: VecDeque::new(),
+            jobs: Jobs::default(),
+            outbox: Vec::new(),
+            waiting_reads: VecDeque::new(),
+            reading: InFlight::default(),
+            writing: InFlight::default(),
+            bounce_free: (0..bounce.frames()).map(FrameId).collect(),
+            bounce,
+            superblock: Superblock::new(superblock),
+            syncing: Syncing::default(),
+            breaker: Breaker::default(),
+            counter: 0,
+            waiting_puts: 0,
+            flushing: 0,
+            closing: false,
+            stuck: false,
+            dirty: Dirty::Stay,
+            drops_allowed: 0,
+            last_request_us: 0,
+            stats: SsdStats::default(),
+            geometry,
+        }
+    }
+
+    /// Takes completions in and starts what can be started. False where the budget ended first:
+    /// there is more to do at once. What is to be submitted is appended to `requests`.
+    pub(super) fn step(
+        &mut self,
+        with: &mut With<'_>,
+        completions: &mut VecDeque<Completion>,
+        requests: &mut Vec<Request>,
+        budget: &mut Budget,
+    ) -> bool {
+        let mut all = true;
+        while !completions.is_empty() {
+            if !budget.spend() {
+                all = false;
+                break;
+            }
+            if let Some(completion) = completions.pop_front() {
+                self.complete(with, completion);
+            }
+        }
+        self.watch(with);
+        self.enter_written(with);
+        self.start_settling(with.now_us);
+        self.start_reads(with.now_us);
+        all &= self.start_cleaning(with, budget);
+        self.hand_over(requests);
+        all
+    }
+
+    /// What was started since the last time.
+    pub(super) fn hand_over(&mut self, requests: &mut Vec<Request>) {
+        requests.append(&mut self.outbox);
+    }
+
+    fn complete(&mut self, with: &mut With<'_>, completion: Completion) {
+        let Some(begun) = self.jobs.take(completion.id) else { return };
+        self.last_request_us = with.now_us;
+        let whole = completion.result == Ok(begun.len);
+        self.judge(with, &begun, &completion);
+        match begun.job {
+            Job::Clean { .. } | Job::Stage(_) => self.writing.remove(begun.len),
+            Job::Load { .. } | Job::Peek(_) => self.reading.remove(begun.len),
+            Job::Page { .. } | Job::Super | Job::SyncSuper | Job::SyncTable | Job::SyncSlots => {}
+        }
+        match begun.job {
+            Job::Clean { slot, ssd, generation } => {
+                let digest = completion.digest;
+                let result = completion.result.map(|_| whole);
+                let since_us = with.now_us;
+                let done = Done { slot, ssd, generation, digest, result, since_us };
+                self.end_clean(with, done);
+            }
+            Job::Load { slot } => self.end_load(with, slot, &completion, whole),
+            Job::Stage(staged) => self.end_stage(with, staged, &completion, whole),
+            Job::Peek(peek) => self.end_peek(with, &peek, &completion, whole),
+            Job::Page { page, frame } => {
+                self.bounce_free.push(frame);
+                self.table.done(page, whole, with.now_us);
+                self.stats.page_writes += u64::from(whole);
+                self.syncing.wrote_page(whole);
+            }
+            Job::Super => self.end_super(with.now_us, begun.frame, whole),
+            Job::SyncSuper => self.end_super_sync(with.now_us, completion.result.is_ok()),
+            Job::SyncTable | Job::SyncSlots => {
+                let good = completion.result.is_ok();
+                if !good {
+                    self.distrust_table(with.now_us);
+                }
+                self.syncing.synced(good);
+            }
+        }
+    }
+
+    /// Where a slot lies.
+    fn place(&self, ssd: SsdSlot) -> (FileId, u64) {
+        let Geometry { slots_a_file, stride_bytes, .. } = self.geometry;
+        let (file, offset) = format::place(ssd.0, slots_a_file, stride_bytes);
+        (FileId(SLOTS_FILE + file), offset)
+    }
+
+    fn digest(&self, key: Key, len: u32, generation: u64) -> Digest {
+        let Geometry { uuid, fingerprint, .. } = &self.geometry;
+        Digest { seed: format::tag_seed(uuid, fingerprint, &key, len, generation), len }
+    }
+
+    fn request(&self, id: u64, op: Op, ssd: SsdSlot, region: Region, digest: Digest) -> Request {
+        let (file, offset) = self.place(ssd);
+        let urgent = op == Op::Read;
+        Request { id, op, file, offset, region, digest: Some(digest), urgent }
+    }
+
+    fn next_generation(&mut self) -> u64 {
+        self.counter += 1;
+        format::generation(self.superblock.epoch(), self.counter)
+    }
+
+    /// A free slot: from the list, or of a block that is only on SSD and can leave.
+    fn take_slot(&mut self, with: &mut With<'_>, budget: &mut Budget) -> Option<SsdSlot> {
+        let directory = &with.parts.directory;
+        loop {
+            if let Some(slot) = self.slots.take() {
+                return Some(slot);
+            }
+            let found = self.order.victim(None, &OnSsd(directory), budget.left());
+            let crate::policy::Search::Victim(slot) = found else { return None };
+            let Some((gone, ssd)) = directory.evict_from_ssd(slot) else { continue };
+            self.order.forget(slot);
+            self.table.blank(ssd, with.now_us);
+            directory.bury(slot);
+            with.parts.counters.resident(u32::from(gone.epoch), -1, -i64::from(gone.len));
+            if gone.epoch == directory.epoch() as u16 {
+                self.stats.evictions += 1;
+                with.log.add(EventKind::Removed, Some(gone.key), "ssd");
+            } else {
+                *with.cleared += 1;
+            }
+            return Some(ssd);
+        }
+    }
+
+    /// The block gives up its SSD copy, if it has one and no read of it is out: the record goes,
+    /// the slot is free (or, after a fault, never used again).
+    fn give_up(&mut self, with: &mut With<'_>, slot: Slot, quarantine: bool) {
+        let directory = &with.parts.directory;
+        if let Some(ssd) = directory.give_up_ssd(slot) {
+            self.order.forget(slot);
+            self.release(ssd, quarantine, with.now_us);
+        } else if let Some(ssd) = directory.ssd_slot_of(slot) {
+            // Being read: its slot follows with the completion.
+            self.table.blank(ssd, with.now_us);
+        }
+    }
+
+    fn release(&mut self, ssd: SsdSlot, quarantine: bool, now_us: u64) {
+        self.table.blank(ssd, now_us);
+        if quarantine {
+            self.slots.quarantine(ssd);
+        } else {
+            self.slots.give(ssd);
+        }
+    }
+
+    /// For the keeper: a block was removed or cleared. What is on SSD of it goes at once.
+    pub(super) fn forget(&mut self, with: &mut With<'_>, slot: Slot) {
+        self.refused.set(slot, false);
+        self.order.forget(slot);
+        self.give_up(with, slot, false);
+    }
+
+    /// For the keeper: a block left RAM and is only on SSD now.
+    pub(super) fn demoted(&mut self, slot: Slot) {
+        self.stats.demotions += 1;
+        self.order.wake(slot);
+    }
+
+    /// Whether blocks are held for their writes or reads.
+    pub(super) fn is_moving(&self) -> bool {
+        self.writing.count > 0 || self.reading.count > 0
+    }
+
+    /// Changes whenever a block may be able to leave RAM that was not before.
+    pub(super) fn progress(&self) -> u64 {
+        let SsdStats { writes, writes_lost, promotions, lost, refused, breaker_opened, .. } =
+            self.stats;
+        writes + writes_lost + promotions + lost + refused + breaker_opened
+    }
+
+    /// For the keeper: a block came to RAM, dirty.
+    pub(super) fn inserted(&mut self, with: &With<'_>, slot: Slot) {
+        with.parts.directory.note_insert(slot, self.geometry.minutes(with.now_us));
+        self.refused.set(slot, false);
+        self.stuck = false;
+    }
+
+    /// For the keeper: a block was delivered.
+    pub(super) fn touch(&mut self, with: &mut With<'_>, slot: Slot) {
+        let directory = &with.parts.directory;
+        self.order.touch(slot, &OnSsd(directory));
+        self.refused.set(slot, false);
+        directory.note_use(slot, self.geometry.minutes(with.now_us));
+        if let Some(ssd) = directory.ssd_slot_of(slot) {
+            let (last_use, hits) = directory.usage(slot);
+            self.table.touch_meta(ssd, last_use, hits);
+        }
+    }
+
+    /// Whether the block is on SSD.
+    pub(super) fn contains(&self, slot: Slot) -> bool {
+        self.order.contains(slot)
+    }
+
+    /// For the keeper: a skipped block may be able to leave again.
+    pub(super) fn wake(&mut self, slot: Slot) {
+        self.order.wake(slot);
+    }
+
+    /// For the keeper: a block whose retirement was taken back is to be written after all.
+    pub(super) fn wanted_again(&mut self, slot: Slot, generation: u32) {
+        self.redo.push_back((slot, generation));
+    }
+
+    /// Memory of image, slots, order and bits.
+    pub(super) fn bytes(&self) -> u64 {
+        let bits = self.refused.bytes();
+        self.table.bytes() + self.slots.bytes() + self.order.bytes() + bits
+    }
+
+    /// Whether requests are out, or about to be.
+    pub(super) fn busy(&self) -> bool {
+        !self.jobs.is_empty() || !self.waiting_reads.is_empty() || !self.outbox.is_empty()
+    }
+
+    /// When something will have to be done without a completion, at the latest.
+    pub(super) fn next_at(&mut self, now_us: u64) -> u64 {
+        let due = self.table.next_due_at().unwrap_or(u64::MAX);
+        let idle = if self.stuck { u64::MAX } else { now_us + IDLE_US };
+        due.min(idle).max(now_us + 1_000)
+    }
+
+    /// A consistent copy of the counters.
+    pub(super) fn snapshot(&self) -> SsdStats {
+        let admitted = self.admission.counts();
+        SsdStats {
+            admitted_under: admitted.written_under,
+            admitted_over: admitted.written_over,
+            slots_total: u64::from(self.table.slots()),
+            slots_free: u64::from(self.slots.free()),
+            quarantined: u64::from(self.slots.quarantined()),
+            blocks: self.order.len(),
+            table_pages_dirty: u64::from(self.table.dirty_pages()),
+            requests_in_flight: self.jobs.len() as u64,
+            state: self.breaker.state(),
+            ..self.stats.clone()
+        }
+    }
+
+    /// For the recount: blocks on their way into a frame that lookups can see.
+    pub(super) fn loading(&self, directory: &Directory) -> u64 {
+        self.jobs.loading().filter(|slot| directory.is_shown(*slot)).count() as u64
+    }
+
+    /// For the recount: the slots of the order, and whether its numbers agree.
+    pub(super) fn validate(&self, directory: &Directory, wrong: &mut Vec<String>) {
+        for slot in self.order.validate() {
+            let ssd = directory.ssd_slot_of(slot).map_or(NONE, |ssd| ssd.0);
+            if ssd == NONE {
+                wrong.push(format!("slot {} is in the SSD order without an SSD slot", slot.0));
+            } else if self.table.get(SsdSlot(ssd)).key != directory.describe(slot).0 {
+                wrong.push(format!("slot {}: its record is another block's", slot.0));
+            }
+        }
+        let out = u64::from(self.slots.used()) - self.order.len();
+        let writing = self.jobs.writing() + self.written.len() as u64;
+        if out < writing || out > writing + self.jobs.loading().count() as u64 {
+            wrong.push(format!(
+                "SSD slots used {}, in the order {}, being written {writing}",
+                self.slots.used(),
+                self.order.len()
+            ));
+        }
+    }
+}

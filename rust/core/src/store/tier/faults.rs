@@ -1,0 +1,227 @@
+//! When to leave a device alone, and what dirty blocks do meanwhile.
+//!
+//! Owns: the breaker, deadlines of requests, the right of dirty blocks to leave unwritten. Never
+//! does: hide a fault; each is counted. Invariants: an open breaker starts no request but, after a
+//! while, one probe; a request past its deadline keeps its memory and its slot.
+
+use super::jobs::Begun;
+use super::{Tier, With};
+use crate::directory::Dirty;
+use crate::io::{Completion, Fault};
+use crate::policy::Policy;
+use crate::units::Slot;
+
+/// So many faults within the window open the breaker.
+const FAULTS_MAX: u32 = 8;
+const WINDOW_US: u64 = 10_000_000;
+/// First time an open breaker waits before its probe; doubled at each failed one.
+const OPEN_US: u64 = 1_000_000;
+const OPEN_US_MAX: u64 = 60_000_000;
+
+/// Whether the device is trusted.
+#[derive(Default)]
+pub(super) struct Breaker {
+    faults: u32,
+    window_from_us: u64,
+    /// Open until then.
+    until_us: Option<u64>,
+    open_us: u64,
+    probing: bool,
+}
+
+/// What may be started now.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Trust {
+    Full,
+    /// One request, whose end decides.
+    Probe,
+    Nothing,
+}
+
+impl Breaker {
+    pub(super) fn trust(&self, now_us: u64) -> Trust {
+        match self.until_us {
+            None => Trust::Full,
+            Some(until_us) if now_us >= until_us && !self.probing => Trust::Probe,
+            Some(_) => Trust::Nothing,
+        }
+    }
+
+    pub(super) fn state(&self) -> &'static str {
+        match (self.until_us, self.probing) {
+            (None, _) => "ok",
+            (Some(_), true) => "probing",
+            (Some(_), false) => "off",
+        }
+    }
+
+    pub(super) fn begin_probe(&mut self) {
+        self.probing = true;
+    }
+
+    fn is_open(&self) -> bool {
+        self.until_us.is_some()
+    }
+
+    /// One fault more; true where it opens the breaker.
+    fn fault(&mut self, now_us: u64) -> bool {
+        if now_us.saturating_sub(self.window_from_us) > WINDOW_US {
+            (self.faults, self.window_from_us) = (0, now_us);
+        }
+        self.faults += 1;
+        let opens = self.faults >= FAULTS_MAX && !self.is_open();
+        if opens {
+            self.open(now_us, OPEN_US);
+        }
+        opens
+    }
+
+    fn open(&mut self, now_us: u64, open_us: u64) {
+        self.open_us = open_us.min(OPEN_US_MAX);
+        self.until_us = Some(now_us + self.open_us);
+        (self.faults, self.probing) = (0, false);
+    }
+
+    /// The probe's end: true where the device is trusted again.
+    fn end_probe(&mut self, now_us: u64, good: bool) -> bool {
+        if !good {
+            self.open(now_us, self.open_us * 2);
+            return false;
+        }
+        *self = Self::default();
+        true
+    }
+}
+
+impl Tier {
+    /// Counts how a request ended, for the statistics and for the breaker.
+    pub(super) fn judge(&mut self, with: &mut With<'_>, begun: &Begun, end: &Completion) {
+        let fault = match end.result {
+            Ok(moved) => moved != begun.len,
+            Err(_) => true,
+        };
+        match end.result {
+            Ok(_) if fault => self.stats.short_transfers += 1,
+            Err(Fault::Full) => self.stats.disk_full += 1,
+            Err(_) => self.stats.io_errors += 1,
+            Ok(_) => {}
+        }
+        if begun.probe {
+            self.stats.probes += 1;
+            if self.breaker.end_probe(with.now_us, !fault) {
+                self.trust_again(with);
+            }
+        } else if fault && self.breaker.fault(with.now_us) {
+            self.leave_alone(with);
+        }
+    }
+
+    /// Looks for requests past their deadline. Each counts as a fault, once.
+    pub(super) fn watch(&mut self, with: &mut With<'_>) {
+        let deadline_us = with.now_us.saturating_sub(self.geometry.io_timeout_us);
+        let (mut late, mut probe_late) = (0, false);
+        for begun in self.jobs.iter_mut().filter(|b| !b.late && b.begun_us < deadline_us) {
+            begun.late = true;
+            late += 1;
+            probe_late |= begun.probe;
+            begun.probe = false;
+        }
+        self.stats.late += late;
+        if probe_late {
+            self.breaker.end_probe(with.now_us, false);
+        }
+        for _ in 0..late {
+            if self.breaker.fault(with.now_us) {
+                self.leave_alone(with);
+            }
+        }
+    }
+
+    /// The breaker has opened: RAM goes on alone.
+    fn leave_alone(&mut self, with: &mut With<'_>) {
+        self.stats.breaker_opened += 1;
+        self.let_dirty_leave(with, Dirty::Leaves);
+        self.cancel_waiting_reads(with);
+    }
+
+    fn trust_again(&mut self, with: &mut With<'_>) {
+        self.stats.breaker_closed += 1;
+        self.let_dirty_leave(with, Dirty::Stay);
+        self.stuck = false;
+        with.policy.name_again();
+    }
+
+    fn let_dirty_leave(&mut self, with: &mut With<'_>, dirty: Dirty) {
+        if self.dirty != dirty {
+            self.dirty = dirty;
+            if dirty != Dirty::Stay {
+                with.policy.rewind();
+            }
+        }
+    }
+
+    /// How far this block may leave although it is dirty.
+    pub(in crate::store) fn dirty_of(&self, slot: Slot) -> Dirty {
+        match self.dirty {
+            Dirty::Stay if self.refused.get(slot) => Dirty::Leaves,
+            dirty => dirty,
+        }
+    }
+
+    /// A put has waited long enough, or in vain: so many dirty blocks may leave unwritten.
+    pub(in crate::store) fn allow_drops(&mut self, with: &mut With<'_>, blocks: u64) {
+        self.drops_allowed = self.drops_allowed.max(blocks);
+        let dirty = if self.dirty == Dirty::Holes { Dirty::Holes } else { Dirty::Leaves };
+        self.let_dirty_leave(with, dirty);
+    }
+
+    /// The put for which dirty blocks were let go has taken what it could.
+    pub(in crate::store) fn end_drops(&mut self, with: &mut With<'_>) {
+        self.drops_allowed = 0;
+        if !self.breaker.is_open() {
+            self.let_dirty_leave(with, Dirty::Stay);
+        }
+    }
+
+    /// Nothing can leave as things are: one step further, if there is one; else back to normal.
+    pub(in crate::store) fn let_more_leave(&mut self, with: &mut With<'_>) -> bool {
+        match self.dirty {
+            Dirty::Leaves => {
+                self.let_dirty_leave(with, Dirty::Holes);
+                return true;
+            }
+            Dirty::Holes if self.breaker.is_open() => self.dirty = Dirty::Leaves,
+            Dirty::Holes => self.dirty = Dirty::Stay,
+            Dirty::Stay => {}
+        }
+        self.drops_allowed = 0;
+        false
+    }
+
+    /// Whether a put should wait for the cleaner rather than take what can leave.
+    pub(in crate::store) fn keeps_dirty(&self) -> bool {
+        self.dirty == Dirty::Stay
+    }
+
+    /// A dirty block has left unwritten.
+    pub(in crate::store) fn dropped(&mut self, slot: Slot, retired: bool) {
+        let refused = self.refused.get(slot);
+        self.refused.set(slot, false);
+        let counter = if retired {
+            &mut self.stats.dropped_retired
+        } else if refused && self.dirty == Dirty::Stay {
+            &mut self.stats.dropped_refused
+        } else if self.breaker.is_open() {
+            &mut self.stats.dropped_off
+        } else {
+            &mut self.stats.dropped_waited
+        };
+        *counter += 1;
+        if self.drops_allowed > 0 && !retired {
+            self.drops_allowed -= 1;
+            if self.drops_allowed == 0 && !self.breaker.is_open() {
+                self.dirty = Dirty::Stay;
+            }
+        }
+    }
+}
