@@ -27,6 +27,9 @@ CRATES := -p keystow-core
 RUST_CAP_S := 300
 LOOM_CAP_S := 300
 PYTHON_CAP_S := 900
+# Kills of the crash campaign; its cap goes with them: each takes two to four seconds.
+CYCLES ?= 50
+CRASH_CAP_S = $(shell echo $$(($(CYCLES) > 50 ? 5 * $(CYCLES) : 240)))
 DEMO_CAP_S := 300
 BENCH_CAP_S := 1800
 
@@ -39,7 +42,7 @@ define capped
 	echo "== $(1): passed in $$spent s (cap $(2) s)"
 endef
 
-.PHONY: help demo test test-rust test-loom test-python lint fmt bench wheel develop tools
+.PHONY: help demo test test-rust test-loom test-python test-crash lint fmt bench wheel develop tools
 .PHONY: need-cargo
 
 help: ## list the targets
@@ -51,7 +54,7 @@ demo: develop ## replay a real chat trace through a real store, every loaded byt
 	@echo "== demo: keystow demo"
 	@timeout --foreground $(DEMO_CAP_S) .venv/bin/keystow demo $(DEMO_ARGS)
 
-test: test-rust test-loom test-python ## all tests: Rust, loom models, Python
+test: test-rust test-loom test-python test-crash ## all tests: Rust, loom models, Python, kills
 	@echo "== test: all suites passed"
 
 test-rust: need-cargo ## unit tests of the core, and its documentation examples
@@ -76,6 +79,11 @@ test-loom: need-cargo ## every interleaving of the loom models
 test-python: .venv/.dev develop ## pytest over the built package
 	@echo "== test-python: pytest tests/"
 	$(call capped,test-python,$(PYTHON_CAP_S),$(PY) -m pytest $(PYTEST_ARGS))
+
+test-crash: .venv/.dev develop ## kill -9 on real files, half with damage; CYCLES=500 for more
+	@echo "== test-crash: $(CYCLES) cycles"
+	$(call capped,test-crash,$(CRASH_CAP_S),env PYTHONPATH=tests $(PY) -m crash.campaign \
+		--cycles $(CYCLES) $(CRASH_ARGS))
 
 lint: .venv/.dev develop ## formatting, clippy, ruff, mypy, stubtest: warnings are errors
 	@echo "== lint: cargo fmt"
