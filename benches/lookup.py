@@ -6,23 +6,18 @@ index without an arena, with 1 M and 10 M entries, and compares with the standar
 under one read lock a batch.
 """
 
-import json
-import shutil
-import subprocess
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 
 import keystow
+import rust
 from timing import Figure, Sample, interleave, scaled
 
-ROOT = Path(__file__).resolve().parent.parent
 FRAME_BYTES = 4096
 KEY_BYTES = 16
 BATCH = 8192
 LEAST_MILLION_KEYS = 20.0
-CARGO_TIMEOUT_S = 900
 
 
 def filled_store(keys: np.ndarray, entries: int) -> keystow.Store:
@@ -59,30 +54,15 @@ def from_python(*, quick: bool) -> Figure:
 
 
 def from_rust(*, quick: bool) -> Iterator[Figure]:
-    """The figures of the Rust side, as it prints them: one JSON object a line."""
-    cargo = shutil.which("cargo")
-    if cargo is None:
-        print("no cargo on the path: the figures from Rust are left out")
-        return
-    # The test profile is built already where tests run; its times mean nothing.
-    profile = ["--profile", "dev"] if quick else []
-    command = [cargo, "bench", "--quiet", "--locked", "-p", "keystow-core", "--bench", "lookup"]
-    command += [*profile, "--", *(["--quick"] if quick else [])]
-    done = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=CARGO_TIMEOUT_S
-    )
-    if done.returncode != 0:
-        raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr}")
-    for line in done.stdout.splitlines():
-        if line.startswith("{"):
-            told = json.loads(line)
-            yield Figure(
-                told["name"],
-                "M keys/s",
-                scaled(Sample(tuple(told["ours"])), 1e6),
-                scaled(Sample(tuple(told["rival"])), 1e6),
-                told["rival_name"],
-            )
+    """The figures of the Rust side."""
+    for told in rust.bench("lookup", quick=quick):
+        yield Figure(
+            told["name"],
+            "M keys/s",
+            scaled(Sample(tuple(told["ours"])), 1e6),
+            scaled(Sample(tuple(told["rival"])), 1e6),
+            told["rival_name"],
+        )
 
 
 def figures(*, quick: bool) -> Iterator[Figure]:

@@ -16,6 +16,12 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 SIZES = ("64 KiB", "256 KiB", "1 MiB", "2 MiB")
+SSD_FIGURES = [
+    f"{verb} {size}{what}"
+    for size in SIZES[:3]
+    for verb in ("ssd write-behind", "ssd get")
+    for what in ("", ", CPU")
+]
 FIGURES = [
     *(f"{verb} {size}" for size in SIZES for verb in ("put", "get")),
     "match_prefix from Python, 0.02 M entries",
@@ -32,6 +38,11 @@ FIGURES = [
     "block_keys, list",
     "import keystow",
     "wheel",
+    *SSD_FIGURES,
+    "tag verification, 1 MiB",
+    "reopen, 0.0082 M records",
+    "reopen, 0.0082 M records, table alone",
+    "simulated store, checked, one core",
 ]
 
 
@@ -47,17 +58,21 @@ def run(*arguments: str) -> str:
 def test_every_figure_is_there() -> None:
     report: dict[str, Any] = json.loads(run("--json"))
     figures = {figure["name"]: figure for figure in report["figures"]}
-    assert list(figures) == FIGURES
+    # What fio says comes beside it where it is installed.
+    assert [name for name in figures if not name.startswith("fio ")] == FIGURES
     for name, figure in figures.items():
         if name != "wheel":  # None may be built; then it says so.
             assert math.isfinite(figure["median"]), name
             assert figure["low"] <= figure["median"] <= figure["high"], name
-    for verb in ("put", "get"):
+    for verb in ("put", "get", "ssd write-behind", "ssd get"):
         figure = figures[f"{verb} 1 MiB"]
         assert figure["ratio"] > 0
         assert figure["rival_name"]
         assert figure["verdict"] in ("ok", "below"), "the level is checked"
     assert figures["put 64 KiB"]["verdict"] == "shown"
+    assert figures["ssd get 64 KiB"]["verdict"] == "shown"
+    assert figures["ssd get 1 MiB"]["rival_name"].startswith("raw ")
+    assert figures["reopen, 0.0082 M records"]["level"] == "< 0.5 s/M"
     assert figures["replay synthetic, arc"]["level"] == ">= 20 M accesses/s"
     assert "blocks a hold" in figures["evict + insert from Python, lru"]["note"]
 
@@ -85,6 +100,41 @@ def test_the_contest_is_read_as_it_is_printed(monkeypatch: pytest.MonkeyPatch) -
     assert (touch.name, touch.ours.median) == ("touch of 8,192 blocks, lru", 300.0)
     with pytest.raises(AssertionError, match="129 blocks"):
         list(evict.told([*lines[:-1], lines[-1].replace("128}", "129}")]))
+
+
+def test_the_disk_is_chosen_and_left_as_it_was(tmp_path: Path) -> None:
+    lines = run("--only", "reopen", "--dir", str(tmp_path / "new")).splitlines()
+    assert [line.split()[0] for line in lines] == ["figure", "reopen,", "reopen,"]
+    assert list((tmp_path / "new").iterdir()) == []
+
+
+def test_the_rate_is_read_from_what_the_histories_print(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benches")
+    import simulated  # noqa: PLC0415 - a script's folder is on the path only here
+
+    asked: list[dict[str, str]] = []
+
+    def told(_arguments: list[str], environment: dict[str, str]) -> str:
+        asked.append(environment)
+        return "17 histories from seed 1, 4242 operations, 212,345 a second\n"
+
+    monkeypatch.setattr(simulated.rust, "run", told)
+    monkeypatch.setattr(simulated.rust, "found", lambda: True)
+    (figure,) = simulated.figures(quick=False)
+    assert (figure.ours.median, figure.verdict) == (212.345, "ok")
+    assert len({environment["KEYSTOW_SIM_FIRST"] for environment in asked}) == 5
+    monkeypatch.setattr(simulated.rust, "run", lambda *_: "no such test")
+    with pytest.raises(RuntimeError, match="no such test"):
+        list(simulated.figures(quick=False))
+
+
+def test_the_file_system_is_told_by_the_nearest_mount(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benches")
+    import raw  # noqa: PLC0415 - a script's folder is on the path only here
+
+    assert raw.filesystem(Path("/proc/self")) == "proc"
+    known = Path("/proc/filesystems").read_text(encoding="utf-8").split()
+    assert raw.filesystem(Path("/")) in set(known) - {"proc"}
 
 
 def test_one_benchmark_alone_prints_a_table() -> None:
