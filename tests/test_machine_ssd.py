@@ -177,6 +177,18 @@ class Machine(RuleBasedStateMachine):
             self.crash(seed, power)
             assert set(self.held) == there
 
+    @rule(run=RUNS, seed=st.integers(0, 1 << 20), power=st.booleans())
+    def remove_and_crash(self, run: Run, seed: int, power: bool) -> None:  # noqa: FBT001
+        self.remove(run, durable=True)
+        self.crash(seed, power)
+
+    @rule(seed=st.integers(0, 1 << 20), power=st.booleans(), flushed=st.booleans())
+    def clear_and_crash(self, seed: int, power: bool, flushed: bool) -> None:  # noqa: FBT001
+        if flushed:
+            self.flush()
+        self.clear()
+        self.crash(seed, power)
+
     @staticmethod
     def padded(data: Data) -> bytes:
         return data + bytes([UNTOUCHED]) * (BLOCK_BYTES - len(data))

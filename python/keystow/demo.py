@@ -169,7 +169,8 @@ def replay(
             elif message is tally.reopened:
                 progress.say(
                     f"killed the owner of the store at request {tally.killed_at_request:,}; the "
-                    f"next one found {message.recovered:,} blocks in {message.open_s:.3f} s"
+                    f"next one opened in {message.open_s:.3f} s and found {message.recovered:,} "
+                    "blocks, all verified"
                 )
         tally.end()
     return {

@@ -150,8 +150,9 @@ class Tally:
     def stale_blocks_read(self) -> int:
         """Blocks that the successor found by a record older than what stands in its place.
 
-        Each was evicted shortly before the kill and is a miss once it is read; how many more there
-        are, nobody knows before they are read. Bit rot since the kill would count here too.
+        Each was evicted shortly before the kill and its slot written anew; all are read, and found
+        to be misses, when the successor verifies what it has. Bit rot since the kill would count
+        here too.
         """
         return self.total("ssd_bad_tags") - self.bad_tags_before_kill
 
@@ -315,9 +316,9 @@ def ssd_rows(report: dict[str, Any]) -> dict[str, str]:
             f"the next process opened the store in {report['restart_s']:.3f} s"
         )
         rows["warm after it"] = (
-            f"{report['warm_blocks_after_kill']:,} of {before:,} blocks found; "
+            f"{report['warm_blocks_after_kill']:,} of {before:,} blocks found and verified; "
             f"{lost:,} lost that were not safe on SSD yet; "
-            f"{report['stale_blocks_read']:,} stale when read, each a miss"
+            f"{report['stale_blocks_read']:,} stale, each a miss"
         )
     return rows
 

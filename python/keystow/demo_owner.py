@@ -60,6 +60,7 @@ class Opened:
     """Seconds in the call that opened it."""
     frames: int
     recovered: int
+    """Blocks found on SSD, each read and its tag verified."""
     engine: str
     direct: bool
 
@@ -105,11 +106,13 @@ def own(task: Task, open_store: OpenStore = Store) -> Generator[Told, None, None
     ) as store:
         open_s = time.monotonic() - began_s
         stats = store.stats()
+        # A record that the kill left behind its slot's newer bytes is no warm block.
+        stale = store.verify().bad if stats.recovered else 0
         yield Opened(
             state_of(store),
             open_s,
             frames=stats.frames_total,
-            recovered=stats.recovered,
+            recovered=stats.recovered - stale,
             engine=stats.ssd_engine,
             direct=stats.ssd_direct,
         )

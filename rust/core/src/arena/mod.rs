@@ -39,6 +39,10 @@ use prefault::Prefaulter;
 /// Frames start at multiples of this many bytes, as direct I/O will need them.
 pub const FRAME_ALIGN_BYTES: u32 = 4096;
 
+/// Smaller arenas are not checked against the machine's limits: reading those costs more than such
+/// an arena takes.
+const CHECKED_BYTES_MIN: u64 = 4 << 20;
+
 /// Which memory a region lies in: 0 is the arena itself, others are attached by callers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct MemoryId(pub u16);
@@ -122,7 +126,9 @@ impl Arena {
             .with("stride_bytes", stride_bytes));
         }
         let bytes = u64::from(frames) * u64::from(stride_bytes);
-        check_limit(bytes, &ram_limit())?;
+        if bytes >= CHECKED_BYTES_MIN {
+            check_limit(bytes, &ram_limit())?;
+        }
         let mapping = Arc::new(Mapping::new(bytes)?);
         let prefaulter = Prefaulter::start(&mapping, prefault, threads);
         let zero_from = (0..frames).map(|_| AtomicU32::new(0)).collect();
@@ -236,7 +242,7 @@ impl Arena {
 
     #[inline]
     fn checked(&self, at: Region) -> *mut u8 {
-        assert!(at.who == self.who, "memory {} is not {}", at.who.0, self.who.0);
+        assert!(at.who == self.who, "memory {} is not the arena {}", at.who.0, self.who.0);
         self.mapping.at(at.offset, at.len)
     }
 }

@@ -130,6 +130,11 @@ impl Directory {
         Some((self.leave_parent(slot, 0, 1), ssd))
     }
 
+    /// Asks for the bin of a key that will be entered soon.
+    pub(crate) fn fetch_bin(&self, key: crate::key::Key) {
+        self.bins.prefetch(self.bins.place(key.words()));
+    }
+
     /// Asks for a header that will be read soon.
     pub(crate) fn fetch_header(&self, slot: Slot) {
         super::prefetch(self.header(slot));

@@ -267,8 +267,14 @@ impl Shared {
     }
 
     fn complete(&self, completion: Completion) {
-        lock(&self.done).completions.push(completion);
-        self.news.notify_all();
+        let mut done = lock(&self.done);
+        done.completions.push(completion);
+        let first = done.completions.len() == 1;
+        drop(done);
+        // Who was woken for the first takes them all.
+        if first {
+            self.news.notify_all();
+        }
     }
 
     fn carry_out(&self, request: &Request) -> Completion {

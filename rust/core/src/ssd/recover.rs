@@ -88,7 +88,7 @@ fn candidates(
     block_bytes: u32,
     plan: &mut Plan,
 ) -> Vec<Found> {
-    let mut found = Vec::with_capacity(records.size_hint().0);
+    let mut found = Vec::with_capacity(records.size_hint().1.unwrap_or(0));
     for (slot, record) in records {
         if record.is_free() {
             continue;
@@ -130,7 +130,8 @@ struct Index {
 impl Index {
     fn new(candidates: usize) -> Self {
         let draw = |_| RandomState::new().hash_one(0);
-        let cells = vec![0; (2 * candidates).next_power_of_two()];
+        let cells = vec![0_u64; (2 * candidates).next_power_of_two()];
+        crate::arena::prefer_huge_pages(zerocopy::IntoBytes::as_bytes(cells.as_slice()));
         Self { cells, secret: std::array::from_fn(draw) }
     }
 

@@ -43,9 +43,11 @@ impl Table {
     /// An image of free slots, as a new directory has it on disk.
     pub(crate) fn new(slots: u32, uuid: [u8; 16]) -> Self {
         let page = Page { sequence: 0, dirty_since_us: CLEAN, in_flight: false, queued: false };
+        let image = vec![[0; RECORD_BYTES / 8]; slots as usize];
+        crate::arena::prefer_huge_pages(image.as_bytes());
         Self {
             uuid,
-            image: vec![[0; RECORD_BYTES / 8]; slots as usize],
+            image,
             pages: vec![page; table_pages(slots) as usize],
             queue: VecDeque::new(),
             dirty: 0,

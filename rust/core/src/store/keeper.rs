@@ -173,7 +173,10 @@ impl Keeper {
             match self.policy.victim(incoming, &who, &mut budget.0) {
                 Search::Victim(slot) => {
                     let retired = self.policy.is_retired(slot);
-                    let dirty = if retired { Dirty::Leaves } else { who.dirty_of(slot) };
+                    let dirty = match who.dirty_of(slot) {
+                        Dirty::Stay if retired => Dirty::Leaves,
+                        dirty => dirty,
+                    };
                     if let Some(left) = parts.directory.evict(slot, dirty) {
                         return Room::Frame(self.left(parts, slot, left, incoming, retired));
                     }

@@ -152,7 +152,11 @@ impl Store {
             if !whole && short {
                 // Dirty blocks have the frames: they are waited for without a pin.
                 self.unpin_all(&mut loaded_under);
-                if self.wait_for_clean(deadline_us) && self.parts.clock.now_us() < deadline_us {
+                // Frames that are free and were of no use are no reason to try again.
+                let progress = || self.with_tier(|tier, _| tier.progress());
+                let before = progress();
+                self.wait_for_clean(deadline_us);
+                if progress() != before && self.parts.clock.now_us() < deadline_us {
                     run = self.look_up(keys);
                     continue;
                 }

@@ -130,7 +130,7 @@ impl Below {
         headers: u32,
     ) -> Result<Self, Error> {
         let Some(ssd) = &config.ssd else { return Ok(Self::default()) };
-        let bounce = open::bounce()?;
+        let bounce = open::bounce(config.deterministic)?;
         let stride_bytes = arena.stride_bytes();
         let staged = (tier::STAGING_BYTES / u64::from(stride_bytes)).max(2) as u32;
         let staged = if config.deterministic { staged.min(4) } else { staged };

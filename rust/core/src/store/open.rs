@@ -4,7 +4,7 @@
 //! SUPER with the new epoch is on stable storage before the first block is written.
 
 use super::simulated::{SimWorld, simulated};
-use super::tier::{Geometry, PAGES_MAX, Round, TABLE_FILE, Tier};
+use super::tier::{FEW_PAGES, Geometry, PAGES_MAX, Round, TABLE_FILE, Tier};
 use super::{EngineKind, SsdConfig, Store, StoreConfig};
 use crate::arena::{Arena, ArenaConfig, Memory, MemoryId, Prefault, Region, RowsMut};
 use crate::error::{Error, ErrorKind};
@@ -19,9 +19,9 @@ use std::time::{Duration, Instant};
 
 /// Threads of the pool engine: as many transfers are under way at once.
 const POOL_THREADS: usize = 4;
-/// Table pages of one read at open.
-const READ_PAGES: u32 = 16;
-const _: () = assert!(PAGES_MAX.is_multiple_of(READ_PAGES));
+/// Reads of the table under way at once at open; they share the memory for table pages.
+const READ_LANES: u32 = 4;
+const _: () = assert!(PAGES_MAX.is_multiple_of(READ_LANES) && FEW_PAGES.is_multiple_of(READ_LANES));
 /// What an open waits for SUPER, beside the timeout of its transfers.
 const OPEN_TRANSFERS: u32 = 8;
 
@@ -144,10 +144,10 @@ pub(super) fn engine(
 }
 
 /// Memory for table pages on their way.
-pub(super) fn bounce() -> Result<Arc<Arena>, Error> {
+pub(super) fn bounce(deterministic: bool) -> Result<Arc<Arena>, Error> {
     let config = ArenaConfig {
         who: MemoryId::PAGES,
-        frames: PAGES_MAX,
+        frames: if deterministic { FEW_PAGES } else { PAGES_MAX },
         stride_bytes: PAGE_BYTES as u32,
         prefault: Prefault::Now,
         threads: 1,
@@ -240,18 +240,18 @@ impl Store {
     fn read_table(&self, bounce: &Arena) {
         let Some(driver) = &self.driver else { return };
         let pages = self.with_tier(|tier, _| tier.pages()).unwrap_or(0);
-        let lanes = PAGES_MAX / READ_PAGES;
+        let (lanes, lane_pages) = (READ_LANES, bounce.frames() / READ_LANES);
         let mut next = 0;
         let mut out = vec![None; lanes as usize];
-        let mut buffer = vec![0; READ_PAGES as usize * PAGE_BYTES];
+        let mut buffer = vec![0; lane_pages as usize * PAGE_BYTES];
         let mut reaped: Vec<Completion> = Vec::new();
         let deadline_us = |store: &Self| store.deadline_us(store.io_timeout);
         let mut give_up_us = deadline_us(self);
         loop {
             for (lane, out) in out.iter_mut().enumerate().filter(|(_, out)| out.is_none()) {
                 if next < pages {
-                    let count = READ_PAGES.min(pages - next);
-                    driver.engine.submit(&[read_of(lane as u32, next, count)]);
+                    let count = lane_pages.min(pages - next);
+                    driver.engine.submit(&[read_of(lane as u32, lane_pages, next, count)]);
                     *out = Some((next, count));
                     next += count;
                 }
@@ -266,7 +266,7 @@ impl Store {
                     continue;
                 };
                 give_up_us = deadline_us(self);
-                let region = read_of(lane as u32, first, count).region;
+                let region = read_of(lane as u32, lane_pages, first, count).region;
                 let whole = completion.result == Ok(region.len);
                 if whole {
                     let rows =
@@ -279,8 +279,8 @@ impl Store {
                 // What hangs keeps its memory: the bounce frames it reads into are not used again.
                 for (lane, lost) in out.iter().enumerate() {
                     let Some((first, count)) = *lost else { continue };
-                    let from = lane as u32 * READ_PAGES;
-                    self.with_tier(|tier, _| tier.lose_bounce(from..from + READ_PAGES));
+                    let from = lane as u32 * lane_pages;
+                    self.with_tier(|tier, _| tier.lose_bounce(from..from + lane_pages));
                     self.take_in(first, count, None);
                 }
                 (next..pages).for_each(|page| self.take_in(page, 1, None));
@@ -305,8 +305,8 @@ impl Store {
 }
 
 /// The read of some table pages into a lane of the bounce memory.
-fn read_of(lane: u32, first: u32, count: u32) -> Request {
-    let bytes = READ_PAGES * PAGE_BYTES as u32;
+fn read_of(lane: u32, lane_pages: u32, first: u32, count: u32) -> Request {
+    let bytes = lane_pages * PAGE_BYTES as u32;
     Request {
         id: u64::from(lane),
         op: Op::Read,

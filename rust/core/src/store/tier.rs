@@ -58,8 +58,10 @@ pub(super) const TABLE_FILE: FileId = FileId(1);
 /// `slots.0000`, and the others after it.
 pub(super) const SLOTS_FILE: u32 = 2;
 
-/// Table pages in flight, and the memory they are sealed in.
-pub(super) const PAGES_MAX: u32 = 64;
+/// Table pages in flight, and the memory they are sealed in: enough to read a table fast at open.
+pub(super) const PAGES_MAX: u32 = 256;
+/// The same of a deterministic store, which is opened often and holds little.
+pub(super) const FEW_PAGES: u32 = 32;
 /// The device counts as idle after so long without a request; then older dirty blocks are cleaned.
 const IDLE_US: u64 = 20_000;
 
@@ -150,10 +152,12 @@ impl Tier {
         admission: Admission,
         bounce: Arc<Arena>,
     ) -> Self {
+        let order = Lru::new(headers);
+        order.tables().into_iter().for_each(crate::arena::prefer_huge_pages);
         Self {
             table: Table::new(superblock.slots, geometry.uuid),
             slots: Slots::new(superblock.slots),
-            order: Lru::new(headers),
+            order,
             admission,
             refused: Bits::new(headers),
             redo: VecDeque::new(),
@@ -420,6 +424,11 @@ impl Tier {
     /// For the recount: blocks on their way into a frame that lookups can see.
     pub(super) fn loading(&self, directory: &Directory) -> u64 {
         self.jobs.loading().filter(|slot| directory.is_shown(*slot)).count() as u64
+    }
+
+    /// For the recount: removed blocks whose slot follows with the end of their read.
+    pub(super) fn leaving(&self) -> u64 {
+        self.jobs.loading().filter(|slot| !self.order.contains(*slot)).count() as u64
     }
 
     /// For the recount: the slots of the order, and whether its numbers agree.

@@ -70,7 +70,8 @@ impl Store {
             };
             let stored = read(&parts.counters.puts) + read(&parts.counters.put_again);
             let stored = stored + ssd.recovered;
-            expect("SSD slots in headers", count.ssd_slots, ssd.blocks);
+            let leaving = keeper.tier.as_ref().map_or(0, |tier| tier.leaving());
+            expect("SSD slots in headers", count.ssd_slots, ssd.blocks + leaving);
             expect("blocks stored and not gone", stored.wrapping_sub(gone), blocks);
             expect("evictable and protected", count.evictable + count.protected, count.in_ram);
             let recount = Recount {

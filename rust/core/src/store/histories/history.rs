@@ -46,8 +46,9 @@ pub(super) struct History {
     pub(super) harmed: bool,
     /// SUPER may be broken.
     pub(super) super_harmed: bool,
-    /// Blocks found at open may have lost their bytes.
-    pub(super) power_was_cut: bool,
+    /// Which blocks, found at open, may have lost their bytes; and how many there were.
+    pub(super) doubtful: Vec<bool>,
+    pub(super) doubts: u64,
     pub(super) stormy: bool,
     pub(super) snapshot: Option<Snapshot>,
     pub(super) trace: Option<Vec<String>>,
@@ -81,7 +82,8 @@ impl History {
             lied: false,
             harmed: false,
             super_harmed: false,
-            power_was_cut: false,
+            doubtful: vec![false; keys],
+            doubts: 0,
             stormy: false,
             snapshot: None,
             trace: trace.then(Vec::new),
@@ -253,7 +255,8 @@ impl History {
         for (at, number) in run.iter().take(got).enumerate() {
             self.read(at, *number, poisoned)?;
         }
-        if !self.harmed && got < matched && before == self.left() {
+        let doubt = run.get(got).is_some_and(|number| self.doubtful[*number]);
+        if !self.harmed && !doubt && got < matched && before == self.left() {
             return Err(format!("{matched} blocks were there, a get brought {got}"));
         }
         Ok(())
@@ -272,7 +275,11 @@ impl History {
         for (at, number) in run.iter().enumerate() {
             if got[at] {
                 self.read(at, *number, poisoned)?;
-            } else if !self.harmed && self.there[*number] && before == self.left() {
+            } else if !self.harmed
+                && !self.doubtful[*number]
+                && self.there[*number]
+                && before == self.left()
+            {
                 return Err(format!("get_each missed key {number}, which was there"));
             }
         }

@@ -138,6 +138,7 @@ impl History {
         let Some(old) = self.snapshot.take() else {
             self.say(|| "take a copy of the disk".to_owned());
             self.snapshot = Some(self.disk(crate::io::SimDisk::snapshot));
+            self.lied = true;
             return;
         };
         let files = self.disk(crate::io::SimDisk::files);

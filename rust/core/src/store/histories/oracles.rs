@@ -94,7 +94,7 @@ impl History {
         }
         let ssd = stats.ssd.ok_or("no stats of the SSD")?;
         let dropped = ssd.dropped_waited + ssd.dropped_refused + ssd.dropped_off;
-        let dropped = dropped + if self.power_was_cut { 0 } else { ssd.lost };
+        let dropped = dropped + ssd.lost.saturating_sub(self.doubts);
         if self.plan.is_plentiful() && !self.harmed && dropped > 0 {
             return Err(format!("{dropped} blocks dropped although each had a place: {ssd:?}"));
         }

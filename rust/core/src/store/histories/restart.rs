@@ -82,8 +82,7 @@ impl History {
         self.store.closed.store(true, std::sync::atomic::Ordering::Release);
         let crash = if power { crate::io::Crash::Power } else { crate::io::Crash::Kill };
         world.disk.crash(seed, crash);
-        self.power_was_cut |= power;
-        self.reopen(warm)
+        self.reopen(warm, power)
     }
 
     /// The store ends in order.
@@ -97,11 +96,12 @@ impl History {
             self.shelves.iter_mut().for_each(super::model::Shelf::flushed);
         }
         self.keep_some_leases();
-        if self.rng.one_in(2) {
+        let power = self.rng.one_in(2);
+        if power {
             let seed = self.rng.bits();
             self.disk(|disk| disk.crash(seed, crate::io::Crash::Power));
         }
-        self.reopen(&warm)
+        self.reopen(&warm, power && closed.left > 0)
     }
 
     fn keep_some_leases(&mut self) {
@@ -110,7 +110,7 @@ impl History {
         }
     }
 
-    fn reopen(&mut self, warm: &[usize]) -> Done {
+    fn reopen(&mut self, warm: &[usize], power: bool) -> Done {
         let mut config = self.plan.config.clone();
         if !self.rng.one_in(3) {
             self.calm();
@@ -144,14 +144,18 @@ impl History {
                 return Err(format!("key {number} was on SSD and is not warm"));
             }
             self.shelves[number].reopen(must);
+            let doubt = (power || self.harmed || self.lied) && !must;
+            self.doubtful[number] = self.there[number] && (doubt || self.doubtful[number]);
             self.in_ram[number] = false;
             self.on_ssd[number] = None;
         }
         // The events name what was found; it is as old as the disk.
         self.hear()?;
         self.on_ssd.iter_mut().flatten().for_each(|since_us| *since_us = 0);
+        self.doubts = self.doubtful.iter().filter(|doubtful| **doubtful).count() as u64;
         self.asked = [0; 2];
-        self.harmed = self.stormy;
+        let waits = self.disk(|disk| disk.faults(|faults| faults.fail_next.is_some()));
+        self.harmed = self.stormy || waits;
         self.look()
     }
 }

@@ -13,6 +13,9 @@ use crate::units::Slot;
 
 /// So many faults within the window open the breaker.
 const FAULTS_MAX: u32 = 8;
+/// A device that stalls makes everything late that is out. That counts as so many faults, once in
+/// each timeout: one stall does not open the breaker, a device that hangs does after three.
+const FAULTS_A_STALL: u32 = 3;
 const WINDOW_US: u64 = 10_000_000;
 /// First time an open breaker waits before its probe; doubled at each failed one.
 const OPEN_US: u64 = 1_000_000;
@@ -27,6 +30,8 @@ pub(super) struct Breaker {
     until_us: Option<u64>,
     open_us: u64,
     probing: bool,
+    /// When a stall was last counted.
+    stalled_us: Option<u64>,
 }
 
 /// What may be started now.
@@ -61,6 +66,16 @@ impl Breaker {
 
     fn is_open(&self) -> bool {
         self.until_us.is_some()
+    }
+
+    /// Requests are late; true where that opens the breaker.
+    fn stall(&mut self, now_us: u64, timeout_us: u64) -> bool {
+        let counted = self.stalled_us.is_some_and(|at_us| now_us < at_us + timeout_us);
+        if counted {
+            return false;
+        }
+        self.stalled_us = Some(now_us);
+        (0..FAULTS_A_STALL).fold(false, |opened, _| self.fault(now_us) || opened)
     }
 
     /// One fault more; true where it opens the breaker.
@@ -130,10 +145,8 @@ impl Tier {
         if probe_late {
             self.breaker.end_probe(with.now_us, false);
         }
-        for _ in 0..late {
-            if self.breaker.fault(with.now_us) {
-                self.leave_alone(with);
-            }
+        if late > 0 && self.breaker.stall(with.now_us, self.geometry.io_timeout_us) {
+            self.leave_alone(with);
         }
     }
 

@@ -63,7 +63,10 @@ impl Tier {
         }
         let mut found = Found::default();
         let mut entered: Vec<Option<(Slot, u32)>> = Vec::with_capacity(plan.blocks.len());
-        for block in &plan.blocks {
+        for (at, block) in plan.blocks.iter().enumerate() {
+            if let Some(soon) = plan.blocks.get(at + 16) {
+                directory.fetch_bin(soon.key);
+            }
             let (parent, hole) = match block.parent {
                 Some(Parent::Block(at)) => (entered[at as usize], None),
                 Some(Parent::Missing(key)) => {

@@ -275,5 +275,7 @@ impl Tier {
         self.superblock.phase = Phase::Idle;
         self.superblock.failed = self.superblock.running;
         self.superblock.retry_at_us = now_us + FLUSH_US;
+        // The same copy again: the other one is whole.
+        self.superblock.image.sequence += 1;
     }
 }

@@ -250,6 +250,20 @@ fn a_lease_brings_blocks_back_and_keeps_them() {
 }
 
 #[test]
+fn a_lease_of_a_device_left_alone_ends_without_what_is_there() {
+    let store = open(8, 64);
+    assert_eq!(put(&store, 0..6), 6);
+    assert_eq!(put(&store, 10..18), 8);
+    faults(&store, |faults| (faults.eio_write_ppm, faults.eio_read_ppm) = (PPM, PPM));
+    for chain in 5..12 {
+        put(&store, chain * 4..chain * 4 + 4);
+    }
+    assert_eq!(ssd(&store).state, "off");
+    assert_eq!(store.lease(&keys(0..6), 0).expect("open").len(), 0);
+    valid(&store);
+}
+
+#[test]
 fn arc_works_over_an_ssd_too() {
     let config = StoreConfig { policy: PolicyKind::Arc, ..config(8, 64) };
     let store = Store::open(&config).expect("a store on a simulated disk");
