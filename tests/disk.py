@@ -6,6 +6,7 @@ says what it has done on its standard output, one line each.
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -97,6 +98,11 @@ def child(script: str, *arguments: object) -> Iterator[subprocess.Popen[str]]:
             yield process
         finally:
             process.kill()
+
+
+def say(line: str) -> None:
+    """Tell the parent, whole, whoever else writes to the same pipe."""
+    os.write(1, f"{line}\n".encode())
 
 
 def said(process: subprocess.Popen[str]) -> str:

@@ -71,15 +71,15 @@ parent = os.getpid()
 if os.fork() == 0:
     try:
         put(store, [1])
-        print("no error", flush=True)
+        say("no error")
     except keystow.StoreClosedError as error:
-        print(os.getpid(), error.code, store.stats().state, flush=True)
+        say(f"{os.getpid()} {error.code} {store.stats().state}")
     while os.getppid() == parent: time.sleep(0.01)
-    print("orphan", flush=True)
+    say("orphan")
     sys.stdin.readline()
     os._exit(0)
 put(store, range(30, 60))
-print("left", store.flush(), flush=True)
+say(f"left {store.flush()}")
 time.sleep(60)
 """
     with child(script, root) as process:

@@ -9,6 +9,7 @@ use super::gate::Inside;
 use super::keeper::Room;
 use super::past::PastRam;
 use super::ring::Note;
+use super::tier::Tier;
 use super::{Parts, Rows, Store};
 use crate::directory::{Block, Commit, Entry, Home};
 use crate::error::{Error, ErrorKind};
@@ -144,7 +145,9 @@ impl Store {
         self.nudge();
         let mut progressed = false;
         self.wait_for_tier(deadline_us, || {
-            let now = self.with_tier(|tier, _| (tier.progress(), tier.stuck));
+            // A block under I/O, a read included, may be able to leave at its end.
+            let stuck = |tier: &Tier| tier.stuck && !tier.is_moving();
+            let now = self.with_tier(|tier, _| (tier.progress(), stuck(tier)));
             progressed = now.map(|(progress, _)| progress) != before;
             progressed || now.is_none_or(|(_, stuck)| stuck) || self.parts.frames.free() > 0
         });

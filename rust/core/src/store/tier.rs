@@ -19,6 +19,8 @@ mod parts;
 mod recover;
 mod scrub;
 mod settle;
+#[cfg(all(test, not(loom)))]
+mod sight;
 mod stage;
 #[cfg(all(test, not(loom)))]
 mod tests;
@@ -28,6 +30,8 @@ mod thread_tests;
 pub(super) use parts::InRam;
 pub(super) use scrub::Begun;
 pub(super) use settle::Round;
+#[cfg(all(test, not(loom)))]
+pub(super) use sight::Outstanding;
 pub(super) use stage::{STAGING_BYTES, Staged, Staging, Ticket};
 
 use super::Parts;
@@ -141,6 +145,8 @@ pub(super) struct Tier {
     drops_allowed: u64,
     last_request_us: u64,
     pub(super) stats: SsdStats,
+    #[cfg(all(test, not(loom)))]
+    sorted_out: crate::ssd::recover::Counts,
 }
 
 impl Tier {
@@ -182,6 +188,8 @@ impl Tier {
             drops_allowed: 0,
             last_request_us: 0,
             stats: SsdStats::default(),
+            #[cfg(all(test, not(loom)))]
+            sorted_out: crate::ssd::recover::Counts::default(),
             geometry,
         }
     }

@@ -43,11 +43,7 @@ impl History {
     }
 
     fn recount(&mut self) -> Done {
-        if let Err(wrong) = self.store.validate() {
-            if !wrong.iter().all(|line| line.starts_with("blocks stored and not gone")) {
-                return Err(format!("recount: {wrong:?}"));
-            }
-        }
+        self.store.validate().map(drop).map_err(|wrong| format!("recount: {wrong:?}"))?;
         let held = std::mem::take(&mut self.leases);
         let checked = held.iter().try_for_each(|held| self.check_lease(held));
         self.leases = held;

@@ -12,8 +12,8 @@ const KEYS_MAX: u64 = 40;
 const FRAMES_MAX: u64 = 12;
 const SLOTS_MAX: u64 = 60;
 const CRASHES_MAX: u64 = 5;
-/// Mean operations of a short history and of a long one.
-const OPS: [(u64, u64); 2] = [(50, 300), (300, 2000)];
+/// Fewest and most operations.
+const OPS: (u64, u64) = (50, 2000);
 const LENGTHS: [u32; 6] = [0, 1, 17, 600, 4096, 8192];
 const BLOCK_BYTES: [u64; 8] = [4096, 4096, 4096, 4096, 8192, 600, 17, 5000];
 
@@ -77,8 +77,8 @@ impl Plan {
             6..=7 => Nature::Flaky,
             _ => Nature::Liar,
         };
-        let (least, most) = OPS[usize::from(rng.one_in(4))];
-        let ops = (least + rng.below(most - least)) as u32;
+        let (least, most) = OPS;
+        let ops = (least + rng.below(most - least + 1)) as u32;
         let count = 1 + if rng.one_in(3) { rng.below(8) } else { rng.below(KEYS_MAX) };
         let parents = (0..count).map(|n| {
             let root = n == 0 || rng.one_in(6);
@@ -115,7 +115,7 @@ impl Plan {
             crashes,
             storm: storm(rng, nature, &calm),
             calm,
-            recount_every: any(rng, &[1, 16, 64, 64]),
+            recount_every: any(rng, &[1, 256, 256, 256, 256, 256, 256, 256]),
             deletes: any(rng, &[0, 1, 1, 4]),
             leases: !rng.one_in(3),
             tangled: rng.one_in(3),

@@ -82,7 +82,7 @@ impl History {
         self.store.closed.store(true, std::sync::atomic::Ordering::Release);
         let crash = if power { crate::io::Crash::Power } else { crate::io::Crash::Kill };
         world.disk.crash(seed, crash);
-        self.reopen(warm, power)
+        self.reopen(warm)
     }
 
     /// The store ends in order.
@@ -96,12 +96,11 @@ impl History {
             self.shelves.iter_mut().for_each(super::model::Shelf::flushed);
         }
         self.keep_some_leases();
-        let power = self.rng.one_in(2);
-        if power {
+        if self.rng.one_in(2) {
             let seed = self.rng.bits();
             self.disk(|disk| disk.crash(seed, crate::io::Crash::Power));
         }
-        self.reopen(&warm, power && closed.left > 0)
+        self.reopen(&warm)
     }
 
     fn keep_some_leases(&mut self) {
@@ -110,7 +109,7 @@ impl History {
         }
     }
 
-    fn reopen(&mut self, warm: &[usize], power: bool) -> Done {
+    fn reopen(&mut self, warm: &[usize]) -> Done {
         let mut config = self.plan.config.clone();
         if !self.rng.one_in(3) {
             self.calm();
@@ -118,7 +117,9 @@ impl History {
         let store = loop {
             match self.open(&config) {
                 Ok(store) => break store,
-                Err(error) if error.kind == ErrorKind::Format && self.super_harmed => {
+                Err(error)
+                    if error.kind == ErrorKind::Format && (self.super_harmed || self.lied) =>
+                {
                     self.say(|| format!("open: {error}"));
                     config.ssd.as_mut().ok_or("no ssd")?.reset_on_mismatch = true;
                 }
@@ -144,8 +145,8 @@ impl History {
                 return Err(format!("key {number} was on SSD and is not warm"));
             }
             self.shelves[number].reopen(must);
-            let doubt = (power || self.harmed || self.lied) && !must;
-            self.doubtful[number] = self.there[number] && (doubt || self.doubtful[number]);
+            // Removed or evicted ones may be found whose slots were written again.
+            self.doubtful[number] = self.there[number] && (!must || self.doubtful[number]);
             self.in_ram[number] = false;
             self.on_ssd[number] = None;
         }

@@ -87,7 +87,7 @@ impl Jobs {
         self.places.iter_mut().filter_map(|(_, there)| there.as_mut())
     }
 
-    fn iter(&self) -> impl Iterator<Item = &Begun> {
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Begun> {
         self.places.iter().filter_map(|(_, there)| there.as_ref())
     }
 

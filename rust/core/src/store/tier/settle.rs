@@ -69,6 +69,12 @@ impl Superblock {
         self.done < self.asked
     }
 
+    /// Whether one copy of it is confirmed and the other one is not.
+    #[cfg(all(test, not(loom)))]
+    pub(super) fn has_half(&self) -> bool {
+        self.phase != Phase::Idle && self.copies_left < SUPER_COPIES
+    }
+
     fn ask(&mut self) -> u64 {
         self.asked += 1;
         self.retry_at_us = 0;
