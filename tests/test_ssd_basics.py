@@ -150,11 +150,11 @@ def test_kill_loses_nothing_that_was_flushed(root: Path) -> None:
     script = """
 store = open_store(Path(sys.argv[1]))
 put(store, range(80))
-print("left", store.flush(), flush=True)
+say(f"left {store.flush()}")
 for number in range(100, 100_000, 10):
     put(store, range(number, number + 10))
     if number == 200:
-        print("busy", flush=True)
+        say("busy")
 """
     with child(script, root) as process:
         assert said(process) == "left 0"
@@ -175,7 +175,7 @@ store = open_store(Path(sys.argv[1]), ram="4MiB")
 put(store, range(200))
 while store.stats().ssd_writes < 200: time.sleep(0.01)
 time.sleep(1.0)
-print("ready", flush=True)
+say("ready")
 time.sleep(60)
 """
     with child(script, root) as process:
@@ -214,7 +214,7 @@ if {verb!r} == "remove":
     store.remove(keys_of(range(100)))
 else:
     store.clear()
-print("gone", flush=True)
+say("gone")
 os.kill(os.getpid(), signal.SIGKILL)
 """
     with child(script, root) as process:

@@ -46,7 +46,7 @@ def test_a_store_of_another_process_is_refused(root: Path) -> None:
     script = """
 store = open_store(Path(sys.argv[1]))
 put(store, range(5))
-print("open", store.flush(), flush=True)
+say(f"open {store.flush()}")
 sys.stdin.readline()
 """
     with child(script, root) as process:

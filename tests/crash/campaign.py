@@ -24,6 +24,7 @@ from pathlib import Path
 from crash.lives import FAULTS_SHOWN, Counts, Life
 from crash.truth import SETTLED_S
 from crash.universe import Universe
+from crash.wire import Kind
 
 CYCLES = 50
 MIB = 1 << 20
@@ -57,13 +58,18 @@ def new_life(folder: Path, seed: int, counts: Counts) -> Life:
     return Life(folder, universe, capacity, ram, roomy, rng, counts)
 
 
+def draw_after(rng: random.Random) -> Kind | None:
+    """Draw when to kill: at no particular instant, or right after an erasure has returned."""
+    return rng.choice([None, None, Kind.REMOVE_END, Kind.CLEAR_END])
+
+
 def calm_cycle(life: Life) -> None:
     """Kill, or close, and nothing else: what was promised is there."""
     rng = life.rng
     if rng.random() < 0.2:
         life.close_at_work(rng.uniform(0.2, 1.5))
     elif life.roomy and rng.random() < 0.8:
-        life.kill_at_work(SETTLED_S + rng.uniform(0.1, 1.2), settle_s=0)
+        life.kill_at_work(SETTLED_S + rng.uniform(0.1, 1.2), after=draw_after(rng))
     else:
         life.kill_at_work(rng.uniform(0.1, 1.2), settle_s=SETTLED_S + rng.uniform(0.05, 0.2))
     if rng.random() < 0.3:
@@ -73,7 +79,7 @@ def calm_cycle(life: Life) -> None:
 def damaged_cycle(life: Life) -> None:
     """Kill and damage: right bytes or a miss, and the directory opens."""
     rng = life.rng
-    life.kill_at_work(rng.uniform(0.05, 1.0), settle_s=0)
+    life.kill_at_work(rng.uniform(0.05, 1.0), after=draw_after(rng))
     life.strike(rng.choice([1, 1, 2, 4]))
     if rng.random() < 0.15:
         life.resize(int(life.capacity * rng.uniform(0.5, 1.4)))

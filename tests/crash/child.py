@@ -2,7 +2,8 @@
 
 Method: ``python -m crash.child JSON``; every call is announced on the pipe before and after it, and
 the store's own events are passed on, so that the parent knows what may and what must be found.
-SIGUSR1 asks it to go quiet (no more calls, wait until the disk is idle), SIGTERM to close in order.
+SIGUSR1 asks it to go quiet (no more calls, wait until the disk is idle), SIGUSR2 to clear at once,
+SIGTERM to close in order.
 """
 
 from __future__ import annotations
@@ -62,11 +63,12 @@ class Orders:
 class Child:
     """One store and the threads that use it."""
 
-    def __init__(self, orders: Orders) -> None:
+    def __init__(self, orders: Orders, asked: dict[int, bool]) -> None:
         self.orders = orders
         self.universe = orders.universe
         self.calls = itertools.count(1)
         self.stop = threading.Event()
+        self.asked = asked
         ssd = keystow.Ssd(orders.root, orders.capacity, on_mismatch="reset")
         self.store = keystow.Store(
             block_bytes=orders.block_bytes, ram=orders.ram, ssd=ssd, put_wait_s=30
@@ -130,7 +132,8 @@ class Child:
     def erase(self, rng: random.Random) -> None:
         while not self.stop.wait(rng.random() * 2 * ERASE_PAUSE_S):
             call, draw = next(self.calls), rng.random()
-            if draw < 0.02 and self.orders.clears:
+            if self.asked[signal.SIGUSR2] or (draw < 0.02 and self.orders.clears):
+                self.asked[signal.SIGUSR2] = False
                 self.tell(Kind.CLEAR_BEGIN, call)
                 self.tell(Kind.CLEAR_END, call, self.confirmed(self.store.clear))
             elif draw < 0.05:
@@ -172,7 +175,7 @@ class Child:
         while not self.stop.wait(POLL_S):
             self.poll()
 
-    def run(self, asked: dict[int, bool]) -> None:
+    def run(self) -> None:
         rng = random.Random(self.orders.seed)
         seeds = [random.Random(rng.random()) for _ in range(PUTTERS + 2)]
         works = [lambda n=n: self.put(n, seeds[n]) for n in range(PUTTERS)]
@@ -180,12 +183,12 @@ class Child:
         threads = [threading.Thread(target=self.guarded, args=(w,), daemon=True) for w in works]
         for thread in threads:
             thread.start()
-        while not any(asked.values()):
+        while not self.asked[signal.SIGUSR1] and not self.asked[signal.SIGTERM]:
             time.sleep(0.01)
         self.stop.set()
         for thread in threads:
             thread.join()
-        if asked[signal.SIGTERM]:
+        if self.asked[signal.SIGTERM]:
             self.close()
         idle = 0
         while idle < IDLE_POLLS:
@@ -220,13 +223,13 @@ def main() -> None:
     orders = Orders(**json.loads(sys.argv[1]))
     logging.getLogger("keystow").setLevel(logging.CRITICAL)  # it warns of all that was damaged
     sys.setswitchinterval(SWITCH_S)
-    asked = {signal.SIGUSR1: False, signal.SIGTERM: False}
+    asked: dict[int, bool] = dict.fromkeys((signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM), False)
     for number in asked:
         signal.signal(number, lambda given, _frame: asked.update({given: True}))
     try:
-        child = Child(orders)
+        child = Child(orders, asked)
         child.tell(Kind.OPENED, 0, child.store.stats().recovered)
-        child.run(asked)
+        child.run()
     except Exception:  # noqa: BLE001 - whatever it is, the parent reports it
         fault(orders.pipe)
 

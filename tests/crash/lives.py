@@ -6,6 +6,7 @@ how often; that is drawn in `campaign`. Invariant: when a step returns, no proce
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 PIPE_BYTES = 1 << 20
 CHILD_S = 60
+TRIGGER_S = 1.0
 GET_BYTES = 8 << 20
 FAULTS_SHOWN = 8
 DONOR_THREAD = 99
@@ -62,6 +64,9 @@ class ChildProcess:
         self.seen: dict[Kind, threading.Event] = {
             kind: threading.Event() for kind in (Kind.OPENED, Kind.QUIET, Kind.FAULT)
         }
+        # The record after which the child is killed at once, and when that was.
+        self.trigger: Kind | None = None
+        self._killed_s: float | None = None
         self._read_end, write_end = os.pipe()
         fcntl.fcntl(self._read_end, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
         text = json.dumps({**orders, "pipe": write_end})
@@ -76,6 +81,9 @@ class ChildProcess:
         while piece := os.read(self._read_end, PIPE_BYTES):
             for record in decoder.feed(piece):
                 self.records.append(record)
+                if record.kind == self.trigger and self._killed_s is None:
+                    self._killed_s = time.monotonic()
+                    self.process.kill()
                 if record.kind in self.seen:
                     self.seen[record.kind].set()
                 if record.kind == Kind.FAULT:
@@ -85,6 +93,16 @@ class ChildProcess:
     def wait(self, kind: Kind) -> bool:
         """Wait until it has told this, or failed."""
         return self.seen[kind].wait(CHILD_S)
+
+    def kill_after(self, kind: Kind) -> float:
+        """Kill it as soon as it tells this, or a little later; return when."""
+        self.trigger = kind
+        if kind == Kind.CLEAR_END:
+            self.process.send_signal(signal.SIGUSR2)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(TRIGGER_S)
+        killed_s = self.end(signal.SIGKILL)
+        return killed_s if self._killed_s is None else self._killed_s
 
     def end(self, number: signal.Signals) -> float:
         """Send the signal and wait for the end; return when it was sent."""
@@ -185,8 +203,10 @@ class Life:
         self.counts.kills_at_open += not child.seen[Kind.OPENED].is_set()
         self.log.append(f"killed {delay_s:.2f} s after its start, {len(child.records)} records")
 
-    def kill_at_work(self, delay_s: float, *, settle_s: float) -> None:
-        """Start an owner and kill it after some time; quiet for so long before, if at all."""
+    def kill_at_work(
+        self, delay_s: float, *, settle_s: float = 0, after: Kind | None = None
+    ) -> None:
+        """Start an owner and kill it in its work, after some quiet, or as soon as it tells this."""
         child = self._start(clears=self.rng.random() < 0.5)
         child.wait(Kind.OPENED)
         time.sleep(delay_s)
@@ -195,10 +215,10 @@ class Life:
             child.process.send_signal(signal.SIGUSR1)
             quiet = child.wait(Kind.QUIET)
             time.sleep(settle_s)
-        killed_s = child.end(signal.SIGKILL)
+        killed_s = child.kill_after(after) if after else child.end(signal.SIGKILL)
         self._learn(child, killed_s, quiet=quiet, closed=False)
         self.counts.kills += 1
-        what = f"quiet for {settle_s:.2f} s" if quiet else "at work"
+        what = f"quiet for {settle_s:.2f} s" if quiet else f"at {after.name if after else 'work'}"
         self.log.append(f"killed after {delay_s:.2f} s, {what}, {len(child.records)} records")
 
     def close_at_work(self, delay_s: float) -> None:

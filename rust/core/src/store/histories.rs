@@ -12,10 +12,12 @@ mod model;
 mod oracles;
 mod plan;
 mod restart;
+mod situations;
 
 use crate::io::Rng;
 use history::{Done, History};
 use plan::Plan;
+use situations::{Situations, What};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -31,56 +33,85 @@ struct Outcome {
     ops: u64,
     failed: Option<(u32, String)>,
     trace: Vec<String>,
+    situations: Situations,
+}
+
+/// What an operation is, as often as its weight says.
+#[derive(Clone, Copy)]
+enum Verb {
+    Put,
+    Get,
+    GetEach,
+    Lease,
+    DropLease,
+    Hint,
+    Remove,
+    Clear,
+    Flush,
+    Close,
+    Time,
+    Mischief,
+}
+
+fn draw(history: &mut History) -> Verb {
+    let deletes = history.plan.deletes;
+    let weights = [
+        (120, Verb::Put),
+        (90, Verb::Get),
+        (16, Verb::GetEach),
+        (16, Verb::Lease),
+        (16, Verb::DropLease),
+        (16, Verb::Hint),
+        (12 * deletes, Verb::Remove),
+        (deletes, Verb::Clear),
+        (4, Verb::Flush),
+        (1, Verb::Close),
+        (64, Verb::Time),
+        (8, Verb::Mischief),
+    ];
+    let mut drawn = history.rng.below(weights.iter().map(|(weight, _)| weight).sum());
+    for (weight, verb) in weights {
+        if drawn < weight {
+            return verb;
+        }
+        drawn -= weight;
+    }
+    Verb::Time
 }
 
 fn operation(history: &mut History) -> Done {
-    let deletes = history.plan.deletes;
-    let weights = [
-        (30, 0),
-        (22, 1),
-        (4, 2),
-        (4, 3),
-        (4, 4),
-        (4, 5),
-        (3 * deletes, 6),
-        (deletes, 7),
-        (1, 8),
-        (1, 9),
-        (16, 10),
-        (2, 11),
-    ];
-    let all: u64 = weights.iter().map(|(weight, _)| weight).sum();
-    let mut drawn = history.rng.below(all);
-    let which = weights.iter().find(|(weight, _)| {
-        let mine = drawn < *weight;
-        drawn = drawn.saturating_sub(*weight);
-        mine
-    });
-    match which.map_or(10, |(_, which)| *which) {
-        0 => history.put(),
-        1 => history.get(),
-        2 => history.get_each(),
-        3 => history.lease(),
-        4 => history.drop_lease(),
-        5 => history.hint(),
-        6 => history.remove(),
-        7 if history.rng.one_in(4) => history.clear(),
-        8 => history.flush().map(drop),
-        9 if history.rng.one_in(4) => history.close(),
-        11 => {
-            history.mischief();
-            Ok(())
-        }
-        _ => {
-            history.pass_time();
-            Ok(())
-        }
+    let verb = draw(history);
+    let before = history.sight();
+    let what = match verb {
+        Verb::Put => What::Put,
+        Verb::Get | Verb::GetEach => What::Get,
+        Verb::Remove => What::Remove,
+        Verb::Clear => What::Clear,
+        _ => What::Other,
+    };
+    match verb {
+        Verb::Put => history.put()?,
+        Verb::Get => history.get()?,
+        Verb::GetEach => history.get_each()?,
+        Verb::Lease => history.lease()?,
+        Verb::DropLease => history.drop_lease()?,
+        Verb::Hint => history.hint()?,
+        Verb::Remove => history.remove()?,
+        Verb::Clear => history.clear()?,
+        Verb::Flush => history.flush().map(drop)?,
+        // Another store from here on.
+        Verb::Close => return history.close(),
+        Verb::Time => history.pass_time(),
+        Verb::Mischief => history.mischief(),
     }
+    history.note_operation(what, &before);
+    Ok(())
 }
 
 /// Runs a history, all of it or the operations that `keep` names.
 fn run(seed: u64, keep: Option<&[bool]>, trace: bool, live: bool) -> Outcome {
-    let mut outcome = Outcome { ops: 0, failed: None, trace: Vec::new() };
+    let mut outcome =
+        Outcome { ops: 0, failed: None, trace: Vec::new(), situations: Situations::default() };
     let mut at = 0;
     let mut kept: Option<History> = None;
     let done = catch_unwind(AssertUnwindSafe(|| {
@@ -126,6 +157,7 @@ fn run(seed: u64, keep: Option<&[bool]>, trace: bool, live: bool) -> Outcome {
     };
     if let Some(history) = &mut kept {
         outcome.trace = history.trace.take().unwrap_or_default();
+        outcome.situations = history.situations.clone();
     }
     // What is half done may panic again as it goes.
     if outcome.failed.is_some() {
@@ -209,11 +241,12 @@ fn histories_fresh() {
         }
     });
     let found = Mutex::new(Vec::new());
-    let (mut ops, mut seeds) = (0, 0);
+    let (mut ops, mut seeds, mut situations) = (0, 0, Situations::default());
     while begun.elapsed() < Duration::from_secs(seconds) {
         let seed = first + seeds;
         let outcome = run(seed, None, false, false);
         (ops, seeds) = (ops + outcome.ops, seeds + 1);
+        situations.add(&outcome.situations);
         if let Some(failed) = outcome.failed {
             found.lock().expect("no panic under it").push((seed, failed));
             if found.lock().expect("no panic under it").len() >= 20 {
@@ -221,6 +254,8 @@ fn histories_fresh() {
             }
         }
     }
+    print!("{situations}");
+    println!("never: {:?}", situations.missing());
     let rate = ops as f64 / begun.elapsed().as_secs_f64();
     println!("{seeds} histories from seed {first}, {ops} operations, {rate:.0} a second");
     let found = found.into_inner().expect("no panic under it");

@@ -72,6 +72,9 @@ pub(super) fn simulated(
         let slots = slots_a_file.min(slots - file * slots_a_file);
         u64::from(slots) * u64::from(stride_bytes)
     }));
+    // As on a real disk: a fresh start finds nothing of before, and no file is left over.
+    let kept = if found.is_some() { wanted.len() as u32 } else { 0 };
+    (kept..disk.files()).for_each(|file| disk.resize(FileId(file), 0));
     for (file, bytes) in wanted.into_iter().enumerate() {
         if file as u32 >= disk.files() {
             disk.add_file(bytes);

@@ -15,7 +15,8 @@ use super::files::{FILE_MODE, check_file};
 use crate::arena::fork_count;
 use crate::error::Error;
 use rustix::fs::{
-    AtFlags, FlockOperation, Mode, OFlags, Stat, fcntl_lock, fstat, openat, statat, unlinkat,
+    AtFlags, FlockOperation, Mode, OFlags, Stat, fcntl_lock, fstat, ftruncate, openat, statat,
+    unlinkat,
 };
 use rustix::io::Errno;
 use rustix::process::{Flock, FlockType, fcntl_getlk};
@@ -102,6 +103,10 @@ impl LockGuard {
             }
             // Whoever comes next goes by the name: a lock on a file without it is none.
             if is_named(folder, key).map_err(|errno| failed("stat", &file, errno))? {
+                // A file that got this name by accident counts against nobody's capacity.
+                if fstat(&descriptor).is_ok_and(|stat| stat.st_size != 0) {
+                    ftruncate(&descriptor, 0).map_err(|errno| failed("cut", &file, errno))?;
+                }
                 let forks = fork_count();
                 held.insert(key, forks);
                 return Ok(Self { descriptor: Some(descriptor), key, forks, made });

@@ -5,6 +5,7 @@
 
 use super::model::{self, POISON, POISON_BYTES, Shelf, Version};
 use super::plan::{Nature, Plan};
+use super::situations::{Situation, Situations};
 use crate::io::{Rng, Snapshot};
 use crate::key::Key;
 use crate::store::{Lease, PutOptions, Rows, RowsMut, SimWorld, Store, StoreConfig};
@@ -50,6 +51,9 @@ pub(super) struct History {
     pub(super) doubtful: Vec<bool>,
     pub(super) doubts: u64,
     pub(super) stormy: bool,
+    pub(super) situations: Situations,
+    /// The power went while a table page was not on the disk.
+    pub(super) page_cut: bool,
     pub(super) snapshot: Option<Snapshot>,
     pub(super) trace: Option<Vec<String>>,
     /// Told at once, for histories that don't end.
@@ -85,6 +89,8 @@ impl History {
             doubtful: vec![false; keys],
             doubts: 0,
             stormy: false,
+            situations: Situations::default(),
+            page_cut: false,
             snapshot: None,
             trace: trace.then(Vec::new),
             live: false,
@@ -182,6 +188,11 @@ impl History {
             let was_there = self.there[*number] || repeats;
             self.shelves[*number].put(*version, was_there, kept && !repeats, at < covered);
         }
+        let frames = self.plan.frames;
+        let over = covered > frames && frames > 0;
+        self.situations.note(Situation::ChainOverRam, over);
+        let short = covered < run.len() && !self.leases.is_empty();
+        self.situations.note(Situation::ShortOfLeases, short && run.len() <= frames);
         let free = run.iter().chain(&parent).all(|number| !self.there[*number]);
         self.after_put(&run[..covered], kept, run.len(), free)
     }
@@ -220,6 +231,10 @@ impl History {
         keeper.evictions + tier.map_or(0, |tier| tier.stats.evictions + tier.stats.lost)
     }
 
+    fn bad_tags(&self) -> u64 {
+        self.store.with_tier(|tier, _| tier.stats.bad_tags).unwrap_or(0)
+    }
+
     /// Makes the rows of the next read tell whether they were written; how far each does.
     fn poison(&mut self, rows: usize) -> usize {
         let row_bytes = self.row_bytes();
@@ -236,7 +251,9 @@ impl History {
         let row = &self.out[at * row_bytes..][..row_bytes];
         let shelf = &mut self.shelves[number];
         if let Some(seen) = model::recognize(row, poisoned, number, &shelf.now) {
+            self.situations.note(Situation::StagedLate, seen.is_late());
             shelf.saw(seen);
+            self.doubtful[number] = false;
             return Ok(());
         }
         let holds = model::describe(row);
@@ -250,7 +267,7 @@ impl History {
         let poisoned = self.poison(run.len());
         let row_bytes = self.row_bytes();
         let matched = run.iter().take_while(|number| self.there[**number]).count();
-        let before = self.left();
+        let (before, tags) = (self.left(), self.bad_tags());
         let mut rows = RowsMut::packed(&mut self.out[..run.len() * row_bytes], row_bytes);
         let got =
             self.store.get(&keys, &mut rows).map_err(|error| format!("get failed: {error}"))?;
@@ -259,6 +276,10 @@ impl History {
         for (at, number) in run.iter().take(got).enumerate() {
             self.read(at, *number, poisoned)?;
         }
+        let over = self.plan.frames > 0 && got > self.plan.frames;
+        self.situations.note(Situation::GetOverRam, over);
+        let bad = self.bad_tags() > tags;
+        self.situations.note(Situation::BadTag, bad && got > 0 && got < matched);
         let doubt = run.get(got).is_some_and(|number| self.doubtful[*number]);
         if !self.harmed && !doubt && got < matched && before == self.left() {
             return Err(format!("{matched} blocks were there, a get brought {got}"));
@@ -370,6 +391,7 @@ impl History {
         let done = self.store.remove(&keys, durable);
         let good = done.is_ok();
         self.say(|| format!("remove {run:?} durable {durable} -> {:?}", done.map_err(|e| e.code)));
+        self.situations.note(Situation::Unconfirmed, !good);
         if !good && !self.harmed {
             return Err("an honest disk did not confirm a remove".to_owned());
         }
@@ -384,6 +406,7 @@ impl History {
         let done = self.store.clear();
         let good = done.is_ok();
         self.say(|| format!("clear -> {:?}", done.map_err(|e| e.code)));
+        self.situations.note(Situation::Unconfirmed, !good);
         if !good && !self.harmed {
             return Err("an honest disk did not confirm a clear".to_owned());
         }

@@ -24,6 +24,11 @@ impl Version {
     pub(super) fn new(number: u32, len: u32) -> Self {
         Self { number, len, condemned: false, late: false }
     }
+
+    /// Whether its put had come short of it, as far as is known.
+    pub(super) fn is_late(self) -> bool {
+        self.late
+    }
 }
 
 /// What may be read of one key.

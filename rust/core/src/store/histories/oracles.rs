@@ -5,7 +5,7 @@
 use super::history::{Done, History};
 use super::plan::number_of;
 use crate::event::EventKind;
-use crate::io::SimDisk;
+use crate::io::{FileId, SimDisk};
 
 impl History {
     pub(super) fn disk<R>(&self, work: impl FnOnce(&SimDisk) -> R) -> R {
@@ -88,6 +88,7 @@ impl History {
         if gets != self.asked[1] {
             return Err(format!("{} blocks were got, counted {gets}: {stats:?}", self.asked[1]));
         }
+        self.fits_the_disk()?;
         let ssd = stats.ssd.ok_or("no stats of the SSD")?;
         let dropped = ssd.dropped_waited + ssd.dropped_refused + ssd.dropped_off;
         let dropped = dropped + ssd.lost.saturating_sub(self.doubts);
@@ -95,5 +96,13 @@ impl History {
             return Err(format!("{dropped} blocks dropped although each had a place: {ssd:?}"));
         }
         Ok(())
+    }
+
+    /// The files take no more than they may.
+    fn fits_the_disk(&self) -> Done {
+        let most = self.plan.config.ssd.as_ref().map_or(0, |ssd| ssd.capacity_bytes);
+        let files = (0..self.disk(SimDisk::files)).map(FileId);
+        let bytes: u64 = files.map(|file| self.disk(|disk| disk.file_len(file))).sum();
+        if bytes > most { Err(format!("{bytes} bytes of {most} on disk")) } else { Ok(()) }
     }
 }

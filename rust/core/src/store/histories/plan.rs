@@ -6,11 +6,13 @@
 use crate::io::{PPM, Rng, SimFaults};
 use crate::key::Key;
 use crate::store::{EngineKind, PolicyKind, SsdConfig, StoreConfig};
+use std::cmp::Ordering;
 use std::time::Duration;
 
 const KEYS_MAX: u64 = 40;
 const FRAMES_MAX: u64 = 12;
-const SLOTS_MAX: u64 = 60;
+/// Enough for several table pages.
+const SLOTS_MAX: u64 = 130;
 const CRASHES_MAX: u64 = 5;
 /// Fewest and most operations.
 const OPS: (u64, u64) = (50, 2000);
@@ -142,6 +144,25 @@ impl Plan {
         let budget = self.config.ssd.as_ref().is_some_and(|ssd| ssd.write_bytes_per_s.is_some());
         let patient = self.config.put_wait >= Duration::from_millis(200);
         self.slots >= self.keys.len() + 6 && !budget && patient && self.frames > 0
+    }
+}
+
+impl Plan {
+    /// Other sizes for the next store on the same disk; whether its SSD has less room.
+    pub(super) fn resize(&mut self, rng: &mut Rng) -> Ordering {
+        let stride = self.config.block_bytes.next_multiple_of(4096);
+        let was = self.slots;
+        if rng.one_in(2) {
+            self.frames = rng.below(FRAMES_MAX + 1) as usize;
+            self.config.ram_bytes = self.frames as u64 * stride;
+        }
+        if rng.one_in(2) {
+            self.slots = 1 + rng.below(SLOTS_MAX) as usize;
+        }
+        if let Some(ssd) = &mut self.config.ssd {
+            ssd.capacity_bytes = capacity_bytes(self.slots as u64, stride);
+        }
+        self.slots.cmp(&was)
     }
 }
 

@@ -4,6 +4,7 @@
 //! Owns: the oracles of a restart. Never does: harm a disk by itself.
 
 use super::history::{Done, History};
+use super::situations::{Situation, What};
 use crate::error::ErrorKind;
 use crate::io::{FailNext, Mishap};
 use std::time::Duration;
@@ -33,12 +34,12 @@ impl History {
                 let flushed = self.flush()?;
                 self.look()?;
                 let warm = if flushed { self.on_disk() } else { Vec::new() };
-                self.die(true, &warm)
+                self.die(What::Other, true, &warm)
             }
             kind => {
                 let power = kind < 4;
                 let warm = if power { Vec::new() } else { self.must_be_warm(self.now_us()) };
-                self.die(power, &warm)
+                self.die(What::Other, power, &warm)
             }
         }
     }
@@ -50,10 +51,12 @@ impl History {
         let next = FailNext { op: None, after, mishap: Mishap::Hang, forever: true };
         let power = self.rng.one_in(2);
         let warm = if power { Vec::new() } else { self.must_be_warm(self.now_us()) };
+        let which = self.rng.below(6);
+        let what = [What::Put, What::Remove, What::Remove, What::Clear, What::Other, What::Get];
         self.harmed_within(|history| {
             history.disk(|disk| disk.faults(|faults| faults.fail_next = Some(next)));
             history.say(|| format!("everything hangs after {after} requests"));
-            match history.rng.below(6) {
+            match which {
                 0 => history.put(),
                 1 | 2 => history.remove(),
                 3 => history.clear(),
@@ -64,7 +67,7 @@ impl History {
         })?;
         self.disk(|disk| disk.faults(|faults| faults.fail_next = None));
         let warm: Vec<usize> = warm.into_iter().filter(|n| self.there[*n]).collect();
-        self.die(power, &warm)
+        self.die(what[which as usize], power, &warm)
     }
 
     fn harmed_within(&mut self, work: impl FnOnce(&mut Self) -> Done) -> Done {
@@ -74,7 +77,8 @@ impl History {
         done
     }
 
-    fn die(&mut self, power: bool, warm: &[usize]) -> Done {
+    fn die(&mut self, what: What, power: bool, warm: &[usize]) -> Done {
+        self.note_crash(what, power);
         let seed = self.rng.bits();
         self.say(|| format!("crash power {power}; warm: {warm:?}"));
         self.keep_some_leases();
@@ -87,7 +91,10 @@ impl History {
 
     /// The store ends in order.
     pub(super) fn close(&mut self) -> Done {
+        let before = self.sight();
         let closed = self.store.close(Duration::from_secs(5));
+        self.situations.note(Situation::HungAtClose, before.hangs() && self.sight().hangs());
+        self.situations.note(Situation::ClosedDirty, closed.left > 0);
         self.hear()?;
         let warm = if closed.left == 0 { self.on_disk() } else { Vec::new() };
         self.say(|| format!("close -> {closed:?}; warm: {warm:?}"));
@@ -103,13 +110,28 @@ impl History {
         self.reopen(&warm)
     }
 
+    fn say_sizes(&mut self) {
+        let (frames, slots) = (self.plan.frames, self.plan.slots);
+        self.say(|| format!("from here on {frames} frames, {slots} slots"));
+    }
+
     fn keep_some_leases(&mut self) {
         if self.rng.one_in(2) {
             self.leases.clear();
         }
+        self.situations.note(Situation::LeaseOutlives, !self.leases.is_empty());
     }
 
     fn reopen(&mut self, warm: &[usize]) -> Done {
+        let mut warm = warm;
+        if self.rng.one_in(8) {
+            let size = self.plan.resize(&mut self.rng);
+            self.situations.note(Situation::Grown, size.is_gt());
+            self.situations.note(Situation::Shrunk, size.is_lt());
+            // What lay in the slots that went is gone.
+            warm = if size.is_lt() { &[] } else { warm };
+            self.say_sizes();
+        }
         let mut config = self.plan.config.clone();
         if !self.rng.one_in(3) {
             self.calm();
@@ -122,6 +144,7 @@ impl History {
                 {
                     self.say(|| format!("open: {error}"));
                     config.ssd.as_mut().ok_or("no ssd")?.reset_on_mismatch = true;
+                    self.situations.note(Situation::Reset, true);
                 }
                 Err(error) if error.kind == ErrorKind::Ssd && self.harmed => {
                     self.say(|| format!("open: {error}"));
@@ -130,6 +153,7 @@ impl History {
                     if self.rng.one_in(2) {
                         let seed = self.rng.bits();
                         self.disk(|disk| disk.crash(seed, crate::io::Crash::Power));
+                        self.situations.note(Situation::CrashAtOpen, true);
                     }
                 }
                 Err(error) => return Err(format!("the store did not open again: {error}")),
@@ -139,7 +163,10 @@ impl History {
         let honest = !self.harmed && !self.lied && !self.plan.tangled;
         let keys = self.plan.keys.clone();
         self.there = self.store.contains(&keys).map_err(|error| error.to_string())?;
+        let mut came_back = false;
         for number in 0..self.there.len() {
+            let was_gone = self.shelves[number].now.is_empty();
+            came_back |= was_gone && self.there[number];
             let must = honest && warm.contains(&number);
             if must && !self.there[number] {
                 return Err(format!("key {number} was on SSD and is not warm"));
@@ -153,6 +180,7 @@ impl History {
         // The events name what was found; it is as old as the disk.
         self.hear()?;
         self.on_ssd.iter_mut().flatten().for_each(|since_us| *since_us = 0);
+        self.note_open(if honest { warm.len() } else { 0 }, came_back);
         self.doubts = self.doubtful.iter().filter(|doubtful| **doubtful).count() as u64;
         self.asked = [0; 2];
         let waits = self.disk(|disk| disk.faults(|faults| faults.fail_next.is_some()));

@@ -59,6 +59,15 @@ fn the_files_never_take_more_than_the_capacity() {
 }
 
 #[test]
+fn a_lock_that_holds_bytes_is_cut() {
+    let root = Root::new("fat-lock");
+    root.stored(7);
+    fs::rename(root.file("slots.0000"), root.file("LOCK")).expect("rename");
+    drop(open(&root.config(7)).expect("open"));
+    assert!(root.bytes() <= capacity_of(7), "{:?}", root.tree());
+}
+
+#[test]
 fn missing_and_short_files_are_made_whole() {
     let root = Root::new("mend");
     root.stored(9);
