@@ -173,7 +173,7 @@ def test_pace_progress_and_interruption(root: Path) -> None:
         raise ZeroDivisionError((done, total))
 
     with pytest.raises(ZeroDivisionError):
-        verify(root, 1, stop)
+        verify(root, "100kB", stop)
     with pytest.raises(keystow.ConfigError) as refused:
         verify(root, 0)
     assert refused.value.code == "KS-CFG-155"

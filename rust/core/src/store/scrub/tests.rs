@@ -185,11 +185,26 @@ fn a_device_that_hangs_or_fails_is_skipped() {
 }
 
 #[test]
+fn a_device_that_is_left_alone_is_skipped() {
+    let store = stored(16, 64, 10);
+    let disk = &store.world().expect("simulated").disk;
+    let short = FailNext { op: Some(Op::Read), after: 0, mishap: Mishap::Short, forever: true };
+    disk.faults(|faults| faults.fail_next = Some(short));
+    assert_eq!(scrub(&store), [0, 0, 10]);
+    let ssd = store.stats().ssd.expect("a tier");
+    assert!((ssd.breaker_opened, ssd.short_transfers < 10) == (1, true), "{ssd:?}");
+    disk.faults(|faults| faults.fail_next = None);
+    store.step(2_000_000);
+    assert_eq!(scrub(&store), [10, 0, 0]);
+}
+
+#[test]
 fn without_a_tier_or_after_close_there_is_nothing_to_do() {
     let store = Store::open(&StoreConfig::new(1 << 20, BLOCK as u64)).expect("open");
     let found = store.verify(None, LONG).expect("open");
     assert_eq!((found.done, found.blocks), (true, 0));
-    let store = stored(16, 64, 3);
-    store.close(LONG);
-    assert_eq!(store.verify(None, LONG).map_err(|error| error.code).err(), Some("KS-CLO-001"));
+    for store in [store, stored(16, 64, 3)] {
+        store.close(LONG);
+        assert_eq!(store.verify(None, LONG).map_err(|error| error.code).err(), Some("KS-CLO-001"));
+    }
 }

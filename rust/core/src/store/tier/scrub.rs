@@ -35,7 +35,7 @@ impl Tier {
     }
 
     /// Whose record a slot has.
-    #[cfg(test)]
+    #[cfg(all(test, not(loom)))]
     pub(in crate::store) fn key_of(&self, ssd: SsdSlot) -> crate::key::Key {
         self.table.get(ssd).key
     }
