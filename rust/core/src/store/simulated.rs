@@ -37,25 +37,7 @@ pub(super) fn simulated(
         let hint = "raise the capacity of ssd= to one block and its table or more.";
         return Err(Error::new(ErrorKind::Config, "KS-CFG-005", message, hint));
     }
-    let found = (disk.files() > 0).then(|| {
-        let mut copies = vec![0; SUPER_BYTES as usize];
-        disk.read(SUPER_FILE, 0, &mut copies);
-        format::newest(&copies[..PAGE_BYTES], &copies[PAGE_BYTES..])
-    });
-    let found = match found {
-        Some(Err(broken)) if disk.files() > 0 && !config.reset_on_mismatch => {
-            // A crash before the first SUPER was confirmed leaves an empty one.
-            match broken {
-                format::Broken::Empty => None,
-                broken => {
-                    let message = format!("SUPER is broken: {broken:?}.");
-                    let hint = "on_mismatch=\"reset\" starts afresh.";
-                    return Err(Error::new(ErrorKind::Format, "KS-FMT-001", message, hint));
-                }
-            }
-        }
-        found => found.and_then(Result::ok),
-    };
+    let found = look(config, disk)?;
     let slots_a_file = found.as_ref().map_or_else(
         || {
             if config.slots_a_file == 0 {
@@ -66,22 +48,7 @@ pub(super) fn simulated(
         },
         |found| found.slots_a_file,
     );
-    let files = slots.div_ceil(slots_a_file);
-    let mut wanted = vec![SUPER_BYTES, u64::from(format::table_pages(slots)) * PAGE_BYTES as u64];
-    wanted.extend((0..files).map(|file| {
-        let slots = slots_a_file.min(slots - file * slots_a_file);
-        u64::from(slots) * u64::from(stride_bytes)
-    }));
-    // As on a real disk: a fresh start finds nothing of before, and no file is left over.
-    let kept = if found.is_some() { wanted.len() as u32 } else { 0 };
-    (kept..disk.files()).for_each(|file| disk.resize(FileId(file), 0));
-    for (file, bytes) in wanted.into_iter().enumerate() {
-        if file as u32 >= disk.files() {
-            disk.add_file(bytes);
-        } else {
-            disk.resize(FileId(file as u32), bytes);
-        }
-    }
+    shape(disk, (slots, slots_a_file), stride_bytes, found.is_some());
     let fresh = found.is_none();
     let sizes = (slots, slots_a_file);
     let superblock =
@@ -96,4 +63,44 @@ pub(super) fn simulated(
         direct: true,
         path: "sim".to_owned(),
     })
+}
+
+/// What SUPER says; none where the disk is empty, or is to be after a reset.
+fn look(config: &SsdConfig, disk: &SimDisk) -> Result<Option<Super>, Error> {
+    if disk.files() == 0 {
+        return Ok(None);
+    }
+    let mut copies = vec![0; SUPER_BYTES as usize];
+    disk.read(SUPER_FILE, 0, &mut copies);
+    match format::newest(&copies[..PAGE_BYTES], &copies[PAGE_BYTES..]) {
+        Ok(found) => Ok(Some(found)),
+        // A crash before the first SUPER was confirmed leaves an empty one.
+        Err(format::Broken::Empty) => Ok(None),
+        Err(_) if config.reset_on_mismatch => Ok(None),
+        Err(broken) => {
+            let message = format!("SUPER is broken: {broken:?}.");
+            let hint = "on_mismatch=\"reset\" starts afresh.";
+            Err(Error::new(ErrorKind::Format, "KS-FMT-001", message, hint))
+        }
+    }
+}
+
+/// Makes the files as long as they are to be.
+fn shape(disk: &SimDisk, (slots, slots_a_file): (u32, u32), stride_bytes: u32, keep: bool) {
+    let files = slots.div_ceil(slots_a_file);
+    let mut wanted = vec![SUPER_BYTES, u64::from(format::table_pages(slots)) * PAGE_BYTES as u64];
+    wanted.extend((0..files).map(|file| {
+        let slots = slots_a_file.min(slots - file * slots_a_file);
+        u64::from(slots) * u64::from(stride_bytes)
+    }));
+    // As on a real disk: a fresh start finds nothing of before, and no file is left over.
+    let kept = if keep { wanted.len() as u32 } else { 0 };
+    (kept..disk.files()).for_each(|file| disk.resize(FileId(file), 0));
+    for (file, bytes) in wanted.into_iter().enumerate() {
+        if file as u32 >= disk.files() {
+            disk.add_file(bytes);
+        } else {
+            disk.resize(FileId(file as u32), bytes);
+        }
+    }
 }
