@@ -155,7 +155,7 @@ impl Store {
                 // Frames that are free and were of no use are no reason to try again.
                 let progress = || self.with_tier(|tier, _| tier.progress());
                 let before = progress();
-                self.wait_for_clean(deadline_us);
+                self.wait_for_clean(deadline_us, wanted);
                 if progress() != before && self.parts.clock.now_us() < deadline_us {
                     run = self.look_up(keys);
                     continue;

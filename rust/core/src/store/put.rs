@@ -24,6 +24,10 @@ use std::time::{Duration, Instant};
 /// a frame: once for those that were there, once for those that came meanwhile.
 const WAITS_FOR_PINS: u32 = 2;
 
+/// A put that waits for the cleaner goes on once so many blocks can leave: each attempt looks the
+/// batch up anew.
+const CLEAN_AT_ONCE: usize = 4;
+
 /// How to put.
 #[derive(Clone, Debug)]
 pub struct PutOptions {
@@ -96,7 +100,7 @@ impl Store {
                 break;
             }
             if dirty && !dropping {
-                dropping = !self.wait_for_clean(deadline_us);
+                dropping = !self.wait_for_clean(deadline_us, keys.len() - leading);
                 if dropping {
                     let missing = (keys.len() - leading) as u64;
                     self.with_tier(|tier, with| tier.allow_drops(with, missing));
@@ -134,25 +138,30 @@ impl Store {
         Ok(leading)
     }
 
-    /// Waits, holding nothing, until something more can leave RAM. False where nothing will, or
-    /// not in time.
-    pub(super) fn wait_for_clean(&self, deadline_us: u64) -> bool {
+    /// Waits, holding nothing, until something more can leave RAM: for as many blocks as are
+    /// wanted or `CLEAN_AT_ONCE`, as long as some are under way. False where nothing will, or not
+    /// in time.
+    pub(super) fn wait_for_clean(&self, deadline_us: u64, wanted: usize) -> bool {
+        let wanted = wanted.min(CLEAN_AT_ONCE) as u64;
         let before = self.with_tier(|tier, _| {
             tier.waiting_puts += 1;
             tier.stuck = false;
             tier.progress()
         });
         self.nudge();
-        let mut progressed = false;
+        let mut progress = 0;
         self.wait_for_tier(deadline_us, || {
             // A block under I/O, a read included, may be able to leave at its end.
-            let stuck = |tier: &Tier| tier.stuck && !tier.is_moving();
-            let now = self.with_tier(|tier, _| (tier.progress(), stuck(tier)));
-            progressed = now.map(|(progress, _)| progress) != before;
-            progressed || now.is_none_or(|(_, stuck)| stuck) || self.parts.frames.free() > 0
+            let look = |tier: &Tier| (tier.progress(), tier.is_moving(), tier.stuck);
+            let Some((now, moving, stuck)) = self.with_tier(|tier, _| look(tier)) else {
+                return true;
+            };
+            progress = now - before.unwrap_or(now);
+            let free = self.parts.frames.free() as u64;
+            progress + free >= wanted || (!moving && (stuck || progress > 0))
         });
         self.with_tier(|tier, _| tier.waiting_puts -= 1);
-        progressed || self.parts.frames.free() > 0
+        progress > 0 || self.parts.frames.free() > 0
     }
 
     fn check_rows(&self, keys: &[Key], blocks: &Rows<'_>) -> Result<(), Error> {

@@ -63,6 +63,7 @@ impl History {
             };
             let number = number_of(key);
             let stored = event.kind == EventKind::Stored;
+            self.say(|| format!("     {:?} {number} {}", event.kind, event.tier));
             match event.tier {
                 "ram" if self.in_ram[number] == stored => {
                     return Err(format!("event {event:?} of key {number} comes twice"));
@@ -88,7 +89,10 @@ impl History {
         if gets != self.asked[1] {
             return Err(format!("{} blocks were got, counted {gets}: {stats:?}", self.asked[1]));
         }
-        self.fits_the_disk()?;
+        // An operator who puts old or other files in place may make them longer.
+        if !self.lied {
+            self.fits_the_disk()?;
+        }
         let ssd = stats.ssd.ok_or("no stats of the SSD")?;
         let dropped = ssd.dropped_waited + ssd.dropped_refused + ssd.dropped_off;
         let dropped = dropped + ssd.lost.saturating_sub(self.doubts);
