@@ -26,6 +26,10 @@ CRATES := -p keystow-core
 # Seconds a suite may run after its build; a suite past its cap has a hang or a bug.
 RUST_CAP_S := 300
 LOOM_CAP_S := 300
+# Seconds of fresh histories over the simulated disk: in `make test`, and in `make torture`.
+SIM_SECONDS := 60
+SIM_CAP_S := 120
+SECONDS_OF_TORTURE = $(if $(filter environment command,$(origin SECONDS)),$(SECONDS),600)
 PYTHON_CAP_S := 900
 # Kills of the crash campaign; its cap goes with them: each takes two to four seconds.
 CYCLES ?= 50
@@ -42,7 +46,8 @@ define capped
 	echo "== $(1): passed in $$spent s (cap $(2) s)"
 endef
 
-.PHONY: help demo test test-rust test-loom test-python test-crash lint fmt bench wheel develop tools
+.PHONY: help demo test test-rust test-loom test-sim test-python test-crash torture lint fmt bench
+.PHONY: wheel develop tools
 .PHONY: need-cargo
 
 help: ## list the targets
@@ -50,11 +55,11 @@ help: ## list the targets
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  make \1|\2/p' $(firstword $(MAKEFILE_LIST)) \
 		| awk -F'|' '{ printf "%-22s %s\n", $$1, $$2 }'
 
-demo: develop ## replay a real chat trace through a real store, every loaded byte checked
+demo: develop ## a real chat trace through both tiers, the owner killed half way, every byte checked
 	@echo "== demo: keystow demo"
 	@timeout --foreground $(DEMO_CAP_S) .venv/bin/keystow demo $(DEMO_ARGS)
 
-test: test-rust test-loom test-python test-crash ## all tests: Rust, loom models, Python, kills
+test: test-rust test-loom test-sim test-python test-crash ## all tests
 	@echo "== test: all suites passed"
 
 test-rust: need-cargo ## unit tests of the core, and its documentation examples
@@ -75,6 +80,17 @@ test-loom: need-cargo ## every interleaving of the loom models
 	@cargo test --release --locked $(CRATES) --lib loom -- --list | grep ': test$$' \
 		|| { echo "== test-loom: no model found, so nothing would be checked" >&2; exit 1; }
 	$(call capped,test-loom,$(LOOM_CAP_S),cargo test --release --locked $(CRATES) --lib loom)
+
+test-sim: need-cargo ## a minute of histories over the simulated disk, and all saved ones
+	@echo "== test-sim: building the core's tests (release)"
+	@cargo test --release --locked $(CRATES) --lib --no-run
+	$(call capped,test-sim,$(SIM_CAP_S),env KEYSTOW_SIM_SECONDS=$(SIM_SECONDS) \
+		cargo test --release --locked $(CRATES) --lib histories_ -- --nocapture)
+
+torture: need-cargo ## fresh histories for as long as asked: make torture SECONDS=3600
+	@echo "== torture: $(SECONDS_OF_TORTURE) s"
+	@KEYSTOW_SIM_SECONDS=$(SECONDS_OF_TORTURE) cargo test --release --locked $(CRATES) --lib \
+		histories_fresh -- --nocapture
 
 test-python: .venv/.dev develop ## pytest over the built package
 	@echo "== test-python: pytest tests/"

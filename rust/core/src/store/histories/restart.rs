@@ -96,10 +96,18 @@ impl History {
         self.situations.note(Situation::HungAtClose, before.hangs() && self.sight().hangs());
         self.situations.note(Situation::ClosedDirty, closed.left > 0);
         self.hear()?;
-        let warm = if closed.left == 0 { self.on_disk() } else { Vec::new() };
+        // Nothing is stored or written any more: what is on SSD stays.
+        let warm = self.on_disk();
         self.say(|| format!("close -> {closed:?}; warm: {warm:?}"));
-        // What a harmed disk did not confirm is not told.
-        if closed.left == 0 && !self.lied && !self.harmed {
+        let unclean = self.store.stats().ssd.is_none_or(|ssd| ssd.unclean);
+        let whole = closed.left == 0 && !unclean;
+        if !whole && !self.harmed {
+            let without_room = closed.left > 0 && self.sight().is_full();
+            if !without_room {
+                return Err(format!("an honest disk did not confirm a close: {closed:?}"));
+            }
+        }
+        if whole && !self.lied {
             self.shelves.iter_mut().for_each(super::model::Shelf::flushed);
         }
         self.keep_some_leases();
@@ -108,6 +116,12 @@ impl History {
             self.disk(|disk| disk.crash(seed, crate::io::Crash::Power));
         }
         self.reopen(&warm)
+    }
+
+    /// A copy was harmed, or its sync failed, or the disk lied.
+    fn super_may_be_broken(&self) -> bool {
+        let failed = self.disk(|disk| disk.counts().sync_errors > 0);
+        self.super_harmed || self.lied || failed
     }
 
     fn say_sizes(&mut self) {
@@ -139,9 +153,7 @@ impl History {
         let store = loop {
             match self.open(&config) {
                 Ok(store) => break store,
-                Err(error)
-                    if error.kind == ErrorKind::Format && (self.super_harmed || self.lied) =>
-                {
+                Err(error) if error.kind == ErrorKind::Format && self.super_may_be_broken() => {
                     self.say(|| format!("open: {error}"));
                     config.ssd.as_mut().ok_or("no ssd")?.reset_on_mismatch = true;
                     self.situations.note(Situation::Reset, true);
@@ -160,7 +172,7 @@ impl History {
             }
         };
         self.store = store;
-        let honest = !self.harmed && !self.lied && !self.plan.tangled;
+        let honest = !self.harmed && !self.lied;
         let keys = self.plan.keys.clone();
         self.there = self.store.contains(&keys).map_err(|error| error.to_string())?;
         let mut came_back = false;

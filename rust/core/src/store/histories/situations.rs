@@ -136,6 +136,11 @@ impl Sight {
     pub(super) fn hangs(&self) -> bool {
         self.out.late_reads > 0
     }
+
+    /// No SSD slot is free.
+    pub(super) fn is_full(&self) -> bool {
+        self.out.slots_free == 0
+    }
 }
 
 impl History {
