@@ -255,3 +255,25 @@ class TestTightMachine(TightMachine.TestCase):
     """Hypothesis runs it."""
 
     settings = SETTINGS
+
+
+def left_by(*, power: bool, seed: int) -> int:
+    """How many of some blocks, written and a second old, a crash leaves."""
+    keys = b"".join(KEYS)
+    store = keystow.Store(
+        block_bytes=BLOCK_BYTES,
+        ram=4 * FRAME_BYTES,
+        ssd=keystow.Ssd("", ROOMY_BYTES, engine="sim", seed=seed),
+        deterministic=True,
+        clock="manual",
+    )
+    assert store.put(keys, [payload(key, 1, BLOCK_BYTES) for key in KEYS]) == len(KEYS)
+    for _ in range(40):
+        store._step(50_000)
+    store._crash(seed, power=power)
+    return sum(store.contains(keys))
+
+
+def test_a_kill_loses_nothing_a_second_old_and_a_power_cut_may() -> None:
+    assert [left_by(power=False, seed=seed) for seed in range(10)] == [len(KEYS)] * 10
+    assert min(left_by(power=True, seed=seed) for seed in range(10)) < len(KEYS)

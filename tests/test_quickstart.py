@@ -1,7 +1,8 @@
 """The README's quickstart runs as it is written.
 
-Method: its first Python block that opens a store is executed as it stands, in a folder with the
-config.json of a small model of the Llama kind, with a stand-in for the engine's prefill.
+Method: its first Python block that opens a store is executed as it stands, but for the place and
+size of its disk, in a folder with the config.json of a small model of the Llama kind, with a
+stand-in for the engine's prefill.
 """
 
 from __future__ import annotations
@@ -49,9 +50,14 @@ class Engine:
         return values.expand(len(todo), *past.shape[1:])
 
 
+DISK = '"/nvme/kv:100GiB"'
+
+
 def quickstart() -> str:
     blocks = re.findall(r"^```python\n(.*?)^```$", README.read_text(), re.DOTALL | re.MULTILINE)
-    return next(block for block in blocks if "keystow.Store(" in block)
+    block = next(block for block in blocks if "keystow.Store(" in block)
+    assert block.count(DISK) == 1
+    return block.replace(DISK, '"kv:64MiB"')
 
 
 @pytest.fixture
@@ -86,3 +92,13 @@ def test_a_longer_prompt_computes_only_what_is_new(ran: dict[str, Any]) -> None:
     assert (int(ran["hit"]), ran["n"]) == (20, 20)
     assert ran["engine"].computed == 20 + 10
     assert ran["store"].match_prefix(ran["keys"]) == 30
+
+
+def test_the_next_process_finds_it_all(ran: dict[str, Any]) -> None:
+    assert ran["store"].close().left == 0
+    ran["tokens"] = list(range(1000, 1000 + 330))
+    kv = ran["kv"]
+    exec(quickstart(), ran)  # noqa: S102 - our own README
+    assert (int(ran["hit"]), ran["hit"].ssd, ran["n"]) == (20, 20, 20)
+    assert ran["engine"].computed == 20
+    assert torch.equal(ran["kv"], kv)

@@ -26,6 +26,9 @@ use std::time::{Duration, Instant};
 /// No operation asks the disk so often, however long it waits.
 const REAPS_MAX: u64 = 100_000;
 
+/// What a call may take beyond its timeouts: a few healthy transfers.
+const SLACK: Duration = Duration::from_millis(200);
+
 static WATCH: AtomicU64 = AtomicU64::new(0);
 
 /// How one history went.
@@ -45,6 +48,7 @@ enum Verb {
     Lease,
     DropLease,
     Hint,
+    Match,
     Remove,
     Clear,
     Flush,
@@ -62,6 +66,7 @@ fn draw(history: &mut History) -> Verb {
         (16, Verb::Lease),
         (16, Verb::DropLease),
         (16, Verb::Hint),
+        (12, Verb::Match),
         (12 * deletes, Verb::Remove),
         (deletes, Verb::Clear),
         (4, Verb::Flush),
@@ -77,6 +82,27 @@ fn draw(history: &mut History) -> Verb {
         drawn -= weight;
     }
     Verb::Time
+}
+
+impl History {
+    /// No call waits longer than it may.
+    fn in_time(&self, verb: Verb, begun_us: u64) -> Done {
+        let config = &self.plan.config;
+        let transfers = |count: u32| config.io_timeout * count + SLACK;
+        let most = match verb {
+            Verb::Put => config.put_wait + transfers(2),
+            Verb::Get | Verb::Lease | Verb::Remove | Verb::Clear => transfers(4),
+            Verb::GetEach => transfers(16),
+            Verb::Flush => history::FLUSH + transfers(2),
+            Verb::Close | Verb::Time => return Ok(()),
+            Verb::DropLease | Verb::Hint | Verb::Match | Verb::Mischief => Duration::ZERO,
+        };
+        let took = Duration::from_micros(self.now_us() - begun_us);
+        if took > most {
+            return Err(format!("a call took {took:?}, it may take {most:?}"));
+        }
+        Ok(())
+    }
 }
 
 fn operation(history: &mut History) -> Done {
@@ -96,6 +122,7 @@ fn operation(history: &mut History) -> Done {
         Verb::Lease => history.lease()?,
         Verb::DropLease => history.drop_lease()?,
         Verb::Hint => history.hint()?,
+        Verb::Match => history.ask()?,
         Verb::Remove => history.remove()?,
         Verb::Clear => history.clear()?,
         Verb::Flush => history.flush().map(drop)?,
@@ -105,7 +132,7 @@ fn operation(history: &mut History) -> Done {
         Verb::Mischief => history.mischief(),
     }
     history.note_operation(what, &before);
-    Ok(())
+    history.in_time(verb, before.now_us())
 }
 
 /// Runs a history, all of it or the operations that `keep` names.

@@ -17,6 +17,8 @@ mod jobs;
 mod load;
 mod parts;
 mod recover;
+#[cfg(all(test, not(loom)))]
+mod regressions;
 mod scrub;
 mod settle;
 #[cfg(all(test, not(loom)))]

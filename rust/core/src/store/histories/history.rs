@@ -17,6 +17,8 @@ pub(super) type Done = Result<(), String>;
 /// Blocks of one call at most.
 const RUN_MAX: usize = 48;
 const LEASES_MAX: usize = 4;
+/// How long a flush or a close may take.
+pub(super) const FLUSH: Duration = Duration::from_secs(5);
 
 /// A lease, and what its blocks were when it was taken.
 pub(super) struct Held {
@@ -365,6 +367,20 @@ impl History {
         Ok(())
     }
 
+    pub(super) fn ask(&mut self) -> Done {
+        let (run, _) = self.run();
+        let keys = self.keys_of(&run);
+        let found = self.store.match_run(&keys).map_err(|error| error.to_string())?;
+        let prefix = self.store.match_prefix(&keys).map_err(|error| error.to_string())?;
+        self.say(|| format!("match {run:?} -> {found:?}"));
+        let there = run.iter().take_while(|number| self.there[**number]).count();
+        let ram = run[..there].iter().filter(|number| self.in_ram[**number]).count();
+        if (found.blocks, found.ram, found.ssd, prefix) != (there, ram, there - ram, there) {
+            return Err(format!("{there} were there, {ram} in RAM; match {found:?}, {prefix}"));
+        }
+        Ok(())
+    }
+
     pub(super) fn hint(&mut self) -> Done {
         let (run, _) = self.run();
         let keys = self.keys_of(&run);
@@ -413,8 +429,11 @@ impl History {
 
     /// What is there then is warm after any crash that follows at once; whether all is written.
     pub(super) fn flush(&mut self) -> Result<bool, String> {
-        let left = self.store.flush(Duration::from_secs(5)).map_err(|error| error.to_string())?;
+        let left = self.store.flush(FLUSH).map_err(|error| error.to_string())?;
         self.say(|| format!("flush -> {left} left"));
+        if left > 0 && !self.harmed && self.plan.is_plentiful() {
+            return Err(format!("an honest flush left {left}"));
+        }
         if left == 0 && !self.lied {
             self.shelves.iter_mut().for_each(Shelf::flushed);
         }

@@ -44,6 +44,13 @@ impl History {
 
     fn recount(&mut self) -> Done {
         self.store.validate().map(drop).map_err(|wrong| format!("recount: {wrong:?}"))?;
+        let stats = self.store.stats();
+        let ram = self.in_ram.iter().filter(|there| **there).count() as u64;
+        let ssd = self.on_ssd.iter().flatten().count() as u64;
+        let told = (stats.blocks_ram, stats.ssd.map_or(0, |ssd| ssd.blocks));
+        if told != (ram, ssd) {
+            return Err(format!("in RAM and on SSD by the events: {ram}, {ssd}; told {told:?}"));
+        }
         let held = std::mem::take(&mut self.leases);
         let checked = held.iter().try_for_each(|held| self.check_lease(held));
         self.leases = held;

@@ -3,11 +3,10 @@
 //!
 //! Owns: the oracles of a restart. Never does: harm a disk by itself.
 
-use super::history::{Done, History};
+use super::history::{Done, FLUSH, History};
 use super::situations::{Situation, What};
 use crate::error::ErrorKind;
 use crate::io::{FailNext, Mishap};
-use std::time::Duration;
 
 /// A block written so long ago is warm after a kill.
 const WARM_AFTER_US: u64 = 1_000_000;
@@ -92,7 +91,7 @@ impl History {
     /// The store ends in order.
     pub(super) fn close(&mut self) -> Done {
         let before = self.sight();
-        let closed = self.store.close(Duration::from_secs(5));
+        let closed = self.store.close(FLUSH);
         self.situations.note(Situation::HungAtClose, before.hangs() && self.sight().hangs());
         self.situations.note(Situation::ClosedDirty, closed.left > 0);
         self.hear()?;

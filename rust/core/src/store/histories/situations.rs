@@ -137,6 +137,10 @@ impl Sight {
         self.out.late_reads > 0
     }
 
+    pub(super) fn now_us(&self) -> u64 {
+        self.now_us
+    }
+
     /// No SSD slot is free.
     pub(super) fn is_full(&self) -> bool {
         self.out.slots_free == 0

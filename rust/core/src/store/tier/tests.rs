@@ -11,7 +11,7 @@ use std::time::Duration;
 
 const BLOCK: usize = 4096;
 
-fn config(frames: u64, slots: u64) -> StoreConfig {
+pub(super) fn config(frames: u64, slots: u64) -> StoreConfig {
     let capacity = 16_384 + slots * 4096 + (slots.div_ceil(42)) * 4096;
     let mut ssd = SsdConfig::new("", capacity);
     ssd.engine = EngineKind::Sim;
@@ -23,25 +23,25 @@ fn config(frames: u64, slots: u64) -> StoreConfig {
     }
 }
 
-fn open(frames: u64, slots: u64) -> Arc<Store> {
+pub(super) fn open(frames: u64, slots: u64) -> Arc<Store> {
     Store::open(&config(frames, slots)).expect("a store on a simulated disk")
 }
 
-fn keys(range: std::ops::Range<u64>) -> Vec<Key> {
+pub(super) fn keys(range: std::ops::Range<u64>) -> Vec<Key> {
     range.map(|n| Key::from_words([n.wrapping_mul(0x9E37_79B9_7F4A_7C15), n])).collect()
 }
 
-fn fill(n: u64) -> Vec<u8> {
+pub(super) fn fill(n: u64) -> Vec<u8> {
     (0..BLOCK as u64).map(|i| (n * 31 + i) as u8).collect()
 }
 
-fn put(store: &Store, range: std::ops::Range<u64>) -> usize {
+pub(super) fn put(store: &Store, range: std::ops::Range<u64>) -> usize {
     let rows: Vec<Vec<u8>> = range.clone().map(fill).collect();
     let rows: Vec<&[u8]> = rows.iter().map(Vec::as_slice).collect();
     store.put(&keys(range), &Rows::list(&rows), &PutOptions::default()).expect("open")
 }
 
-fn get(store: &Store, range: std::ops::Range<u64>) -> usize {
+pub(super) fn get(store: &Store, range: std::ops::Range<u64>) -> usize {
     let count = (range.end - range.start) as usize;
     let mut out = vec![0; count * BLOCK];
     let got = store.get(&keys(range.clone()), &mut RowsMut::packed(&mut out, BLOCK)).expect("open");
@@ -51,7 +51,7 @@ fn get(store: &Store, range: std::ops::Range<u64>) -> usize {
     got
 }
 
-fn valid(store: &Store) {
+pub(super) fn valid(store: &Store) {
     if let Err(wrong) = store.validate() {
         panic!("{wrong:?}");
     }
@@ -121,11 +121,11 @@ fn what_was_removed_or_cleared_stays_gone() {
     valid(&store);
 }
 
-fn ssd(store: &Store) -> SsdStats {
+pub(super) fn ssd(store: &Store) -> SsdStats {
     store.stats().ssd.expect("a tier")
 }
 
-fn faults(store: &Store, change: impl FnOnce(&mut SimFaults)) {
+pub(super) fn faults(store: &Store, change: impl FnOnce(&mut SimFaults)) {
     store.world().expect("a simulated disk").disk.faults(change);
 }
 

@@ -1,0 +1,117 @@
+//! What histories, campaigns and machines have found, one test each.
+
+use super::tests::{config, faults, fill, get, keys, open, put, ssd, valid};
+use crate::io::PPM;
+use crate::key::Key;
+use crate::store::{PutOptions, Rows, Store};
+use std::time::Duration;
+
+fn put_keys(store: &Store, keys: &[Key]) -> usize {
+    let rows: Vec<Vec<u8>> = keys.iter().map(|key| fill(key.words()[1])).collect();
+    let rows: Vec<&[u8]> = rows.iter().map(Vec::as_slice).collect();
+    store.put(keys, &Rows::list(&rows), &PutOptions::default()).expect("open")
+}
+
+fn some(numbers: &[u64]) -> Vec<Key> {
+    numbers.iter().flat_map(|n| keys(*n..*n + 1)).collect()
+}
+
+#[test]
+fn a_key_twice_in_a_put_past_ram_is_stored_once() {
+    let store = open(0, 64);
+    assert_eq!(put_keys(&store, &some(&[1, 1, 2, 1])), 4);
+    assert_eq!((store.stats().puts, store.stats().put_present), (2, 2));
+    valid(&store);
+}
+
+#[test]
+fn a_put_past_ram_does_not_push_out_its_own_batch() {
+    let store = open(0, 5);
+    assert_eq!(put(&store, 0..4), 4);
+    let batch = some(&[8, 9, 3]);
+    let stored = put_keys(&store, &batch);
+    assert_eq!(store.match_prefix(&batch).ok(), Some(stored), "stored is what is there");
+    assert_eq!(store.contains(&batch[2..]).ok(), Some(vec![true]), "it was there before");
+    valid(&store);
+}
+
+#[test]
+fn blocks_that_are_only_on_ssd_take_no_frames_from_a_put() {
+    let store = open(4, 64);
+    assert_eq!(put(&store, 0..8), 8);
+    assert_eq!(store.flush(Duration::from_secs(5)).ok(), Some(0));
+    let store = store.crash(1, false).expect("a disk to open");
+    assert_eq!(put(&store, 0..11), 11);
+    let found = store.match_run(&keys(0..11)).expect("open");
+    assert_eq!((found.ram, found.ssd, ssd(&store).staged), (3, 8, 0));
+    valid(&store);
+}
+
+/// It looped under the lock: the search named a block that the eviction refused.
+#[test]
+fn a_retired_dirty_block_with_a_child_on_ssd_can_leave() {
+    let mut config = config(2, 64);
+    config.put_wait = Duration::from_millis(10);
+    let store = Store::open(&config).expect("a store on a simulated disk");
+    faults(&store, |faults| faults.latency_us = [(10, 20), (10, 20), (10, 20)]);
+    assert_eq!(put(&store, 0..3), 3, "the last one past RAM");
+    store.retire(&keys(0..3)).expect("open");
+    faults(&store, |faults| faults.hang_all = true);
+    for chain in 10..14 {
+        put(&store, chain * 4..chain * 4 + 2);
+        valid(&store);
+    }
+}
+
+#[test]
+fn super_survives_writes_that_fail_again_and_again() {
+    let store = open(8, 64);
+    assert_eq!(put(&store, 0..4), 4);
+    assert_eq!(store.flush(Duration::from_secs(5)).ok(), Some(0));
+    faults(&store, |faults| faults.torn_write_ppm = 0);
+    faults(&store, |faults| faults.eio_write_ppm = PPM);
+    assert!(store.clear().is_err(), "the disk confirms nothing");
+    for _ in 0..20 {
+        store.step(200_000);
+    }
+    faults(&store, |faults| faults.eio_write_ppm = 0);
+    let again = store.crash(3, true).expect("one copy is whole");
+    valid(&again);
+    get(&again, 0..4);
+}
+
+#[test]
+fn a_close_that_the_disk_does_not_confirm_is_unclean() {
+    let store = open(8, 64);
+    assert_eq!(put(&store, 0..4), 4);
+    faults(&store, |faults| faults.hang_all = true);
+    let closed = store.close(Duration::from_secs(1));
+    assert_eq!((closed.written, closed.left), (0, 4));
+    assert!(ssd(&store).unclean);
+}
+
+/// The frame it waits for is a load's that nobody waits for any more.
+#[test]
+fn a_put_waits_for_a_read_under_way() {
+    let store = open(1, 64);
+    assert_eq!(put(&store, 0..2), 2);
+    assert_eq!(store.flush(Duration::from_secs(5)).ok(), Some(0));
+    let store = store.crash(1, false).expect("a disk to open");
+    faults(&store, |faults| faults.latency_us = [(50_000, 60_000), (10, 20), (10, 20)]);
+    let mut out = vec![0; 4096];
+    let mut rows = crate::store::RowsMut::packed(&mut out, 4096);
+    let timeout = Some(Duration::from_millis(1));
+    assert_eq!(store.get_within(&keys(0..1), &mut rows, timeout).ok(), Some(0), "too late");
+    assert_eq!(put(&store, 10..11), 1);
+    assert_eq!(store.match_run(&keys(10..11)).ok().map(|found| found.ram), Some(1));
+    valid(&store);
+}
+
+#[test]
+fn a_step_does_on_the_way_what_falls_due() {
+    let store = open(16, 64);
+    assert_eq!(put(&store, 0..12), 12);
+    store.step(3_000_000);
+    let again = store.crash(1, false).expect("a disk to open");
+    assert_eq!(again.match_prefix(&keys(0..12)).ok(), Some(12));
+}
