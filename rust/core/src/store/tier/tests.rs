@@ -129,6 +129,19 @@ pub(super) fn faults(store: &Store, change: impl FnOnce(&mut SimFaults)) {
     store.world().expect("a simulated disk").disk.faults(change);
 }
 
+/// Flips a bit of a block's payload on disk, whatever slot it has.
+pub(super) fn spoil(store: &Store, n: u64) {
+    let disk = &store.world().expect("a simulated disk").disk;
+    let file = crate::io::FileId(super::SLOTS_FILE);
+    let mut page = vec![0; BLOCK];
+    for slot in 0..64 {
+        disk.read(file, slot * 4096, &mut page);
+        if page == fill(n) {
+            disk.flip(file, slot * 4096 + 99, 1);
+        }
+    }
+}
+
 #[test]
 fn nothing_is_written_twice_where_everything_is_hot() {
     let store = open(16, 8);
@@ -295,18 +308,7 @@ fn a_bad_copy_becomes_a_hole_that_refills() {
     assert_eq!(put(&store, 0..6), 6);
     assert_eq!(store.flush(Duration::from_secs(5)).ok(), Some(0));
     let store = store.crash(5, false).expect("a disk to open");
-    let disk = &store.world().expect("a simulated disk").disk;
-    // Whatever slot block 3 has: every payload starts with its own first byte.
-    let files = disk.files();
-    let mut page = vec![0; BLOCK];
-    for slot in 0..64 {
-        let file = crate::io::FileId(super::SLOTS_FILE);
-        disk.read(file, slot * 4096, &mut page);
-        if page == fill(3) {
-            disk.flip(file, slot * 4096 + 99, 1);
-        }
-    }
-    assert_eq!(files, 3);
+    spoil(&store, 3);
     assert_eq!(get(&store, 0..6), 3);
     valid(&store);
     assert_eq!((ssd(&store).bad_tags, ssd(&store).lost), (1, 1));
