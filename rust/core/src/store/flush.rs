@@ -44,6 +44,11 @@ impl Store {
         done.flatten()
     }
 
+    /// How long a call waits for one transfer.
+    pub(super) fn io_timeout_us(&self) -> u64 {
+        u64::try_from(self.io_timeout.as_micros()).unwrap_or(u64::MAX)
+    }
+
     /// The store's time so far from now.
     pub(super) fn deadline_us(&self, wait: Duration) -> u64 {
         let wait_us = u64::try_from(wait.as_micros()).unwrap_or(u64::MAX);

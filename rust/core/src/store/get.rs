@@ -68,7 +68,6 @@ impl Store {
     /// # Errors
     /// As `get`.
     pub fn get_each(&self, keys: &[Key], out: &mut RowsMut<'_>) -> Result<Vec<bool>, Error> {
-        let until_us = u64::MAX;
         self.check()?;
         check_count(keys, out)?;
         let directory = &self.parts.directory;
@@ -82,7 +81,7 @@ impl Store {
                 check_row(out.row_bytes(i), directory.len_of(&entry).unwrap_or(0))?;
             }
         }
-        let (inside, reach) = (self.gate.enter(), Reach::Past);
+        let (inside, mut way) = (self.gate.enter(), Way::to(Reach::Past));
         let (begun, mut bytes, mut touched) = (Instant::now(), 0, Vec::new());
         let mut done = vec![false; keys.len()];
         let found = entries.iter().enumerate().filter_map(|(i, entry)| Some((i, (*entry)?)));
@@ -100,9 +99,14 @@ impl Store {
                     bytes += copied.unwrap_or(0);
                     copied.is_some()
                 };
-                done[row] =
-                    self.reach(&round, at, Way { reach, until_us }, &mut ahead, None, &mut read)
-                        == Some(true);
+                let from_us = self.parts.clock.now_us();
+                let said = self.reach(&round, at, way, &mut ahead, None, &mut read);
+                done[row] = said == Some(true);
+                let now_us = self.parts.clock.now_us();
+                if said.is_none() && now_us.saturating_sub(from_us) >= self.io_timeout_us() {
+                    // The device hangs: what is not here by now is not waited for as well.
+                    way.until_us = now_us;
+                }
                 touched.extend(done[row].then_some(*entry));
             }
             self.drop_ahead(ahead);

@@ -1,10 +1,13 @@
 //! Histories over the simulated disk: any operations, any crash, compared with a model after every
 //! step.
 //!
-//! Owns: the loop over seeds and operations, and how a failure is told and replayed. Never does:
-//! know how a store works inside; `model` knows what may be read, `oracles` and `restart` what must
-//! hold, `plan` what is drawn. Invariant: a seed is a history, for ever the same; each operation
-//! draws from a stream of its own, so that a history with operations left out is one too.
+//! Owns: the loop over seeds and operations. Never does: know how a store works inside; `model`
+//! knows what may be read, `oracles` and `restart` what must hold, `plan` what is drawn. Invariant:
+//! a seed is a history, always the same; each operation draws from a stream of its own, so that a
+//! history with operations left out is one too.
+//!
+//! `KEYSTOW_SIM_SECONDS` says how long fresh seeds are tried, `KEYSTOW_SIM_FIRST` from which one on,
+//! `KEYSTOW_SIM_SEED` which one `histories_replay` shows step by step.
 
 mod history;
 mod mischief;
@@ -12,24 +15,34 @@ mod model;
 mod oracles;
 mod plan;
 mod restart;
+mod shrink;
 mod situations;
+mod verbs;
 
 use crate::io::Rng;
 use history::{Done, History};
 use plan::Plan;
-use situations::{Situations, What};
+use shrink::report;
+use situations::Situations;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+/// Seeds that found something, each with what it was.
+const SAVED: &str = include_str!("histories/seeds.txt");
+/// Seconds of fresh histories where nobody says otherwise.
+const FRESH_SECONDS: u64 = 5;
+/// A run of so many seconds must have come into every situation.
+const ALL_SITUATIONS_SECONDS: u64 = 20;
+/// Failures after which a run ends.
+const FAILURES_MAX: usize = 20;
+/// Threads of a run at most.
+const THREADS_MAX: usize = 8;
 /// No operation asks the disk so often, however long it waits.
 const REAPS_MAX: u64 = 100_000;
-
-/// What a call may take beyond its timeouts: a few healthy transfers.
-const SLACK: Duration = Duration::from_millis(200);
-
-static WATCH: AtomicU64 = AtomicU64::new(0);
+/// A history takes milliseconds: one that takes so long never ends.
+const HANGS: Duration = Duration::from_secs(20);
 
 /// How one history went.
 struct Outcome {
@@ -39,137 +52,30 @@ struct Outcome {
     situations: Situations,
 }
 
-/// What an operation is, as often as its weight says.
-#[derive(Clone, Copy)]
-enum Verb {
-    Put,
-    Get,
-    GetEach,
-    Lease,
-    DropLease,
-    Hint,
-    Match,
-    Remove,
-    Clear,
-    Flush,
-    Close,
-    Time,
-    Mischief,
-}
-
-fn draw(history: &mut History) -> Verb {
-    let deletes = history.plan.deletes;
-    let weights = [
-        (120, Verb::Put),
-        (90, Verb::Get),
-        (16, Verb::GetEach),
-        (16, Verb::Lease),
-        (16, Verb::DropLease),
-        (16, Verb::Hint),
-        (12, Verb::Match),
-        (12 * deletes, Verb::Remove),
-        (deletes, Verb::Clear),
-        (4, Verb::Flush),
-        (1, Verb::Close),
-        (64, Verb::Time),
-        (8, Verb::Mischief),
-    ];
-    let mut drawn = history.rng.below(weights.iter().map(|(weight, _)| weight).sum());
-    for (weight, verb) in weights {
-        if drawn < weight {
-            return verb;
-        }
-        drawn -= weight;
-    }
-    Verb::Time
-}
-
-impl History {
-    /// No call waits longer than it may.
-    fn in_time(&self, verb: Verb, begun_us: u64) -> Done {
-        let config = &self.plan.config;
-        let transfers = |count: u32| config.io_timeout * count + SLACK;
-        let most = match verb {
-            Verb::Put => config.put_wait + transfers(2),
-            Verb::Get | Verb::Lease | Verb::Remove | Verb::Clear => transfers(4),
-            Verb::GetEach => transfers(16),
-            Verb::Flush => history::FLUSH + transfers(2),
-            Verb::Close | Verb::Time => return Ok(()),
-            Verb::DropLease | Verb::Hint | Verb::Match | Verb::Mischief => Duration::ZERO,
-        };
-        let took = Duration::from_micros(self.now_us() - begun_us);
-        if took > most {
-            return Err(format!("a call took {took:?}, it may take {most:?}"));
-        }
-        Ok(())
-    }
-}
-
-fn operation(history: &mut History) -> Done {
-    let verb = draw(history);
-    let before = history.sight();
-    let what = match verb {
-        Verb::Put => What::Put,
-        Verb::Get | Verb::GetEach => What::Get,
-        Verb::Remove => What::Remove,
-        Verb::Clear => What::Clear,
-        _ => What::Other,
-    };
-    match verb {
-        Verb::Put => history.put()?,
-        Verb::Get => history.get()?,
-        Verb::GetEach => history.get_each()?,
-        Verb::Lease => history.lease()?,
-        Verb::DropLease => history.drop_lease()?,
-        Verb::Hint => history.hint()?,
-        Verb::Match => history.ask()?,
-        Verb::Remove => history.remove()?,
-        Verb::Clear => history.clear()?,
-        Verb::Flush => history.flush().map(drop)?,
-        // Another store from here on.
-        Verb::Close => return history.close(),
-        Verb::Time => history.pass_time(),
-        Verb::Mischief => history.mischief(),
-    }
-    history.note_operation(what, &before);
-    history.in_time(verb, before.now_us())
+/// What a history tells of its operations.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Tell {
+    Nothing,
+    AtTheEnd,
+    /// For histories that don't end.
+    AtOnce,
 }
 
 /// Runs a history, all of it or the operations that `keep` names.
-fn run(seed: u64, keep: Option<&[bool]>, trace: bool, live: bool) -> Outcome {
+fn run(seed: u64, keep: Option<&[bool]>, tell: Tell) -> Outcome {
     let mut outcome =
         Outcome { ops: 0, failed: None, trace: Vec::new(), situations: Situations::default() };
-    let mut at = 0;
-    let mut kept: Option<History> = None;
+    let (mut at, mut kept) = (0, None);
     let done = catch_unwind(AssertUnwindSafe(|| {
         let plan = Plan::draw(seed);
         let ops = plan.ops;
-        let crashes = plan.crashes.clone();
-        kept = Some(History::begin(plan, trace)?);
-        let history = kept.as_mut().ok_or("no history")?;
-        history.live = live;
+        let history = kept.insert(History::begin(plan, tell)?);
         for op in 1..=ops {
-            at = op;
-            let crash = crashes.contains(&op);
-            let skip = keep.is_some_and(|keep| keep.get(op as usize) == Some(&false));
-            if skip {
-                continue;
+            if keep.is_none_or(|keep| keep[op as usize]) {
+                at = op;
+                step(history, op)?;
+                outcome.ops += 1;
             }
-            history.rng = Rng::new(seed ^ u64::from(op).wrapping_mul(0xD6E8_FEB8_6659_FD93));
-            WATCH.store(seed, Ordering::Relaxed);
-            history.disk(|disk| disk.faults(|faults| faults.reaps_left = REAPS_MAX));
-            if trace {
-                let now_us = history.now_us();
-                history.say(|| format!("-- {op} at {now_us} us"));
-            }
-            if crash {
-                history.audit()?;
-                history.crash()?;
-            } else {
-                operation(history)?;
-            }
-            history.look()?;
-            outcome.ops += 1;
         }
         history.audit()
     }));
@@ -183,122 +89,151 @@ fn run(seed: u64, keep: Option<&[bool]>, trace: bool, live: bool) -> Outcome {
         }
     };
     if let Some(history) = &mut kept {
-        outcome.trace = history.trace.take().unwrap_or_default();
+        outcome.trace = std::mem::take(&mut history.trace);
         outcome.situations = history.situations.clone();
     }
     // What is half done may panic again as it goes.
-    if outcome.failed.is_some() {
-        let _ = catch_unwind(AssertUnwindSafe(move || drop(kept)));
-    }
+    let _ = catch_unwind(AssertUnwindSafe(move || drop(kept)));
     outcome
 }
 
-/// What kind of failure it is: its words without the numbers.
-fn kind_of(failed: &(u32, String)) -> String {
-    failed.1.chars().filter(|c| !c.is_ascii_digit()).take(48).collect()
-}
-
-/// Leaves out what the failure does not need.
-fn shrink(seed: u64, failed: &(u32, String), time: Duration) -> Vec<bool> {
-    let (begun, fails_at, kind) = (Instant::now(), failed.0, kind_of(failed));
-    let alike = |fewer: &[bool]| {
-        run(seed, Some(fewer), false, false).failed.is_some_and(|failed| kind_of(&failed) == kind)
-    };
-    let mut keep = vec![true; fails_at as usize + 1];
-    let ops = Plan::draw(seed).ops as usize;
-    keep.resize(ops + 1, false);
-    let mut chunk = (fails_at as usize).div_ceil(2);
-    while chunk > 0 {
-        let mut at = 1;
-        while at < fails_at as usize && begun.elapsed() < time {
-            let end = (at + chunk).min(fails_at as usize);
-            let mut fewer = keep.clone();
-            fewer[at..end].fill(false);
-            if fewer != keep && alike(&fewer) {
-                keep = fewer;
-            }
-            at = end;
-        }
-        chunk /= 2;
+fn step(history: &mut History, op: u32) -> Done {
+    let stream = u64::from(op).wrapping_mul(0xD6E8_FEB8_6659_FD93);
+    history.rng = Rng::new(history.plan.seed ^ stream);
+    history.disk(|disk| disk.faults(|faults| faults.reaps_left = REAPS_MAX));
+    let now_us = history.now_us();
+    history.say(|| format!("-- {op} at {now_us} us"));
+    if history.plan.crashes.contains(&op) {
+        history.audit()?;
+        history.crash()?;
+    } else {
+        verbs::operation(history)?;
     }
-    keep
-}
-
-fn report(seed: u64, failed: &(u32, String)) -> String {
-    let hook = std::panic::take_hook();
-    std::panic::set_hook(Box::new(|_| {}));
-    let keep = shrink(seed, failed, Duration::from_secs(20));
-    let short = run(seed, Some(&keep), true, false);
-    std::panic::set_hook(hook);
-    let (at, wrong) = short.failed.unwrap_or_else(|| failed.clone());
-    format!(
-        "history {seed} failed at operation {}: {}\n{}\nshortest found, at {at}: {wrong}\n{}\n\
-         replay: KEYSTOW_SIM_SEED={seed} cargo test --release -p keystow-core --lib \
-         histories_replay -- --nocapture",
-        failed.0,
-        failed.1,
-        Plan::draw(seed).describe(),
-        short.trace.join("\n")
-    )
+    history.look()
 }
 
 fn number_from(name: &str) -> Option<u64> {
     std::env::var(name).ok().and_then(|text| text.parse().ok())
 }
 
+/// What the threads of a run have found together.
+#[derive(Default)]
+struct Found {
+    failures: Vec<(u64, (u32, String))>,
+    situations: Situations,
+    histories: u64,
+    ops: u64,
+    cpu: Duration,
+}
+
+/// A run over fresh seeds: the next seed, and the end.
+struct Fresh {
+    next: AtomicU64,
+    until: Instant,
+    over: AtomicBool,
+    found: Mutex<Found>,
+}
+
+impl Fresh {
+    fn work(&self, watch: &AtomicU64) {
+        let (mut ops, mut histories, mut situations) = (0, 0, Situations::default());
+        while Instant::now() < self.until && !self.over.load(Ordering::Relaxed) {
+            let seed = self.next.fetch_add(1, Ordering::Relaxed);
+            watch.store(seed, Ordering::Relaxed);
+            let outcome = run(seed, None, Tell::Nothing);
+            (ops, histories) = (ops + outcome.ops, histories + 1);
+            situations.add(&outcome.situations);
+            if let Some(failed) = outcome.failed {
+                let failures = &mut self.found.lock().expect("nobody panics under it").failures;
+                failures.push((seed, failed));
+                self.over.fetch_or(failures.len() >= FAILURES_MAX, Ordering::Relaxed);
+            }
+        }
+        watch.store(u64::MAX, Ordering::Relaxed);
+        let mut found = self.found.lock().expect("nobody panics under it");
+        found.histories += histories;
+        found.ops += ops;
+        found.situations.add(&situations);
+        found.cpu += thread_cpu();
+    }
+
+    /// Ends the process where a history does not end.
+    fn watch(watches: &[AtomicU64]) {
+        let mut seen: Vec<(u64, Instant)> = vec![(0, Instant::now()); watches.len()];
+        loop {
+            std::thread::sleep(Duration::from_millis(100));
+            let now: Vec<u64> = watches.iter().map(|w| w.load(Ordering::Relaxed)).collect();
+            if now.iter().all(|seed| *seed == u64::MAX) {
+                return;
+            }
+            for (seen, seed) in seen.iter_mut().zip(now) {
+                if seen.0 != seed {
+                    *seen = (seed, Instant::now());
+                } else if seen.1.elapsed() > HANGS && seed != u64::MAX {
+                    println!("history {seed} does not end: replay it with KEYSTOW_SIM_SEED={seed}");
+                    std::process::abort();
+                }
+            }
+        }
+    }
+}
+
+/// What this thread has used; the machine's load does not count.
+fn thread_cpu() -> Duration {
+    let text = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
+    let ns = text.split_whitespace().next().and_then(|ns| ns.parse().ok());
+    Duration::from_nanos(ns.unwrap_or(0))
+}
+
 #[test]
 fn histories_fresh() {
-    let seconds = number_from("KEYSTOW_SIM_SECONDS").unwrap_or(5);
-    let first = number_from("KEYSTOW_SIM_FIRST").unwrap_or_else(|| {
-        let unix = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-        unix.map_or(0, |since| since.as_micros() as u64)
+    let seconds = number_from("KEYSTOW_SIM_SECONDS").unwrap_or(FRESH_SECONDS);
+    let unix = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    let by_time = unix.map_or(0, |since| since.as_micros() as u64);
+    let first = number_from("KEYSTOW_SIM_FIRST").unwrap_or(by_time);
+    let fresh = &Fresh {
+        next: AtomicU64::new(first),
+        until: Instant::now() + Duration::from_secs(seconds),
+        over: AtomicBool::new(false),
+        found: Mutex::default(),
+    };
+    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(THREADS_MAX);
+    let watches: &Vec<AtomicU64> = &(0..threads).map(|_| AtomicU64::new(0)).collect();
+    std::thread::scope(|scope| {
+        watches.iter().for_each(|watch| drop(scope.spawn(move || fresh.work(watch))));
+        scope.spawn(move || Fresh::watch(watches));
     });
-    let begun = Instant::now();
-    std::thread::spawn(|| {
-        let (mut last, mut since) = (0, Instant::now());
-        loop {
-            std::thread::sleep(Duration::from_millis(500));
-            let now = WATCH.load(Ordering::Relaxed);
-            if now != last {
-                (last, since) = (now, Instant::now());
-            } else if since.elapsed() > Duration::from_secs(10) {
-                println!("history {now} hangs");
-                std::process::abort();
-            }
-        }
-    });
-    let found = Mutex::new(Vec::new());
-    let (mut ops, mut seeds, mut situations) = (0, 0, Situations::default());
-    while begun.elapsed() < Duration::from_secs(seconds) {
-        let seed = first + seeds;
-        let outcome = run(seed, None, false, false);
-        (ops, seeds) = (ops + outcome.ops, seeds + 1);
-        situations.add(&outcome.situations);
-        if let Some(failed) = outcome.failed {
-            found.lock().expect("no panic under it").push((seed, failed));
-            if found.lock().expect("no panic under it").len() >= 20 {
-                break;
-            }
-        }
-    }
+    let mut found = fresh.found.lock().expect("nobody panics under it");
+    let Found { failures, situations, histories, ops, cpu } = &mut *found;
+    let rate = *ops as f64 / cpu.as_secs_f64();
     print!("{situations}");
-    println!("never: {:?}", situations.missing());
-    let rate = ops as f64 / begun.elapsed().as_secs_f64();
-    println!("{seeds} histories from seed {first}, {ops} operations, {rate:.0} a second");
-    let found = found.into_inner().expect("no panic under it");
-    for (seed, failed) in &found {
-        println!("{seed}: {failed:?}");
-    }
-    if let Some((seed, failed)) = found.first() {
+    println!(
+        "{histories} histories from seed {first} on, {ops} checked operations, {rate:.0} a \
+              second of a core's time"
+    );
+    failures.iter().for_each(|(seed, failed)| println!("{seed}: {failed:?}"));
+    if let Some((seed, failed)) = failures.first() {
         panic!("{}", report(*seed, failed));
+    }
+    let missing = situations.missing();
+    assert!(seconds < ALL_SITUATIONS_SECONDS || missing.is_empty(), "never came: {missing:?}");
+}
+
+#[test]
+fn histories_saved() {
+    for line in SAVED.lines().filter(|line| !line.starts_with('#')) {
+        let (seed, what) = line.split_once(' ').expect("a seed and what it found");
+        let seed = seed.parse().expect("a seed is a number");
+        if let Some(failed) = run(seed, None, Tell::Nothing).failed {
+            panic!("{what}, again: {}", report(seed, &failed));
+        }
     }
 }
 
 #[test]
 fn histories_replay() {
     let Some(seed) = number_from("KEYSTOW_SIM_SEED") else { return };
-    let outcome = run(seed, None, true, true);
-    if let Some(failed) = outcome.failed {
+    if let Some(failed) = run(seed, None, Tell::AtOnce).failed {
         panic!("{}", report(seed, &failed));
     }
 }

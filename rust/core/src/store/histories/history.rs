@@ -3,6 +3,7 @@
 //! Owns: the state of a run. Never does: draw anything but from the operation's own stream, so that
 //! leaving an operation out does not change what the others do.
 
+use super::Tell;
 use super::model::{self, POISON, POISON_BYTES, Shelf, Version};
 use super::plan::{Nature, Plan};
 use super::situations::{Situation, Situations};
@@ -57,15 +58,14 @@ pub(super) struct History {
     /// The power went while a table page was not on the disk.
     pub(super) page_cut: bool,
     pub(super) snapshot: Option<Snapshot>,
-    pub(super) trace: Option<Vec<String>>,
-    /// Told at once, for histories that don't end.
-    pub(super) live: bool,
+    tell: Tell,
+    pub(super) trace: Vec<String>,
     bytes: Vec<u8>,
     pub(super) out: Vec<u8>,
 }
 
 impl History {
-    pub(super) fn begin(plan: Plan, trace: bool) -> Result<Self, String> {
+    pub(super) fn begin(plan: Plan, tell: Tell) -> Result<Self, String> {
         let seed = plan.config.ssd.as_ref().map_or(0, |ssd| ssd.seed);
         let world = SimWorld::new(seed);
         world.disk.faults(|faults| *faults = plan.calm.clone());
@@ -94,19 +94,18 @@ impl History {
             situations: Situations::default(),
             page_cut: false,
             snapshot: None,
-            trace: trace.then(Vec::new),
-            live: false,
+            tell,
+            trace: Vec::new(),
             bytes: vec![0; RUN_MAX * block_bytes],
             out: vec![0; RUN_MAX * block_bytes],
         })
     }
 
     pub(super) fn say(&mut self, what: impl FnOnce() -> String) {
-        if let Some(trace) = &mut self.trace {
-            trace.push(what());
-            if self.live {
-                println!("{}", trace[trace.len() - 1]);
-            }
+        match self.tell {
+            Tell::Nothing => {}
+            Tell::AtTheEnd => self.trace.push(what()),
+            Tell::AtOnce => println!("{}", what()),
         }
     }
 
@@ -396,9 +395,13 @@ impl History {
     }
 
     pub(super) fn remove(&mut self) -> Done {
+        let durable = !self.rng.one_in(3);
+        self.remove_some(durable)
+    }
+
+    pub(super) fn remove_some(&mut self, durable: bool) -> Done {
         let (run, _) = if self.rng.one_in(2) { self.wild() } else { self.natural() };
         let run = &run[..run.len().min(1 + self.rng.below(4) as usize)];
-        let durable = !self.rng.one_in(3);
         let keys = self.keys_of(run);
         let done = self.store.remove(&keys, durable);
         let good = done.is_ok();
@@ -452,7 +455,7 @@ impl History {
     }
 
     /// Lets time go by as a driver would: it wakes whenever something is due.
-    fn wait(&mut self, us: u64) {
+    pub(super) fn wait(&mut self, us: u64) {
         let until_us = self.now_us() + us;
         let driver = self.store.driver.as_ref().expect("an SSD tier");
         let (mut reaped, mut wait) = (Vec::new(), Duration::ZERO);

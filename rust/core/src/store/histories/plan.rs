@@ -89,9 +89,10 @@ impl Plan {
         });
         let parents = parents.collect();
         let frames = if rng.one_in(8) { 0 } else { 1 + rng.below(FRAMES_MAX) };
-        let slots = match rng.below(3) {
+        let slots = match rng.below(4) {
             0 => count + 6,
             1 => 1 + rng.below(8),
+            2 => 1 + rng.below(50),
             _ => 1 + rng.below(SLOTS_MAX),
         };
         let calm = calm(rng);
@@ -202,7 +203,7 @@ fn calm(rng: &mut Rng) -> SimFaults {
 
 fn storm(rng: &mut Rng, nature: Nature, calm: &SimFaults) -> SimFaults {
     let mut faults = calm.clone();
-    let mut some = |rng: &mut Rng| {
+    let some = |rng: &mut Rng| {
         let most = if rng.one_in(4) { PPM / 4 } else { PPM / 50 };
         if rng.one_in(2) { rng.below(u64::from(most)) as u32 } else { 0 }
     };

@@ -27,8 +27,9 @@ impl History {
 
     /// The store ends without a word.
     pub(super) fn crash(&mut self) -> Done {
-        match self.rng.below(6) {
+        match self.rng.below(8) {
             0 => self.crash_inside(),
+            6 | 7 => self.crash_after_rewrite(),
             1 => {
                 let flushed = self.flush()?;
                 self.look()?;
@@ -41,6 +42,19 @@ impl History {
                 self.die(What::Other, power, &warm)
             }
         }
+    }
+
+    /// Blocks were removed and put again elsewhere; what the disk has of the old records and of the
+    /// new ones is left to chance.
+    fn crash_after_rewrite(&mut self) -> Done {
+        self.remove_some(false)?;
+        self.look()?;
+        self.put()?;
+        self.look()?;
+        let us = self.rng.below(700_000);
+        self.wait(us);
+        self.look()?;
+        self.die(What::Other, true, &[])
     }
 
     /// The store ends within a call: from some request on nothing is answered.

@@ -64,7 +64,10 @@ fn a_retired_dirty_block_with_a_child_on_ssd_can_leave() {
     for n in 0..2 {
         spoil(&store, n);
     }
-    assert_eq!(store.verify(None, Duration::from_secs(5)).ok().map(|scrubbed| scrubbed.bad), Some(2));
+    assert_eq!(
+        store.verify(None, Duration::from_secs(5)).ok().map(|scrubbed| scrubbed.bad),
+        Some(2)
+    );
     assert_eq!(store.match_run(&keys(0..3)).ok().map(|found| found.ram), Some(2));
     assert_eq!(put(&store, 40..42), 2);
     valid(&store);
@@ -111,6 +114,21 @@ fn a_put_waits_for_a_read_under_way() {
     assert_eq!(store.get_within(&keys(0..1), &mut rows, timeout).ok(), Some(0), "too late");
     assert_eq!(put(&store, 10..11), 1);
     assert_eq!(store.match_run(&keys(10..11)).ok().map(|found| found.ram), Some(1));
+    valid(&store);
+}
+
+#[test]
+fn a_hanging_device_costs_get_each_one_timeout() {
+    let store = open(8, 64);
+    assert_eq!(put(&store, 0..6), 6);
+    assert_eq!(store.flush(Duration::from_secs(5)).ok(), Some(0));
+    let store = store.crash(1, false).expect("a disk to open");
+    faults(&store, |faults| faults.hang_all = true);
+    let mut out = vec![0; 6 * 4096];
+    let mut rows = crate::store::RowsMut::packed(&mut out, 4096);
+    let from_us = store.parts.clock.now_us();
+    assert_eq!(store.get_each(&keys(0..6), &mut rows).ok(), Some(vec![false; 6]));
+    assert!(store.parts.clock.now_us() - from_us < 1_500_000, "one second for all");
     valid(&store);
 }
 
