@@ -6,8 +6,8 @@
 //! a seed is a history, always the same; each operation draws from a stream of its own, so that a
 //! history with operations left out is one too.
 //!
-//! `KEYSTOW_SIM_SECONDS` says how long fresh seeds are tried, `KEYSTOW_SIM_FIRST` from which one on,
-//! `KEYSTOW_SIM_SEED` which one `histories_replay` shows step by step.
+//! `KEYSTOW_SIM_SECONDS` says how long fresh seeds are tried, `KEYSTOW_SIM_FIRST` from which one
+//! on, `KEYSTOW_SIM_SEED` which one `histories_replay` shows step by step.
 
 mod history;
 mod mischief;

@@ -40,8 +40,6 @@ pub(super) struct History {
     pub(super) leases: Vec<Held>,
     pub(super) versions: u32,
     pub(super) rng: Rng,
-    /// Calls that the store has answered.
-    pub(super) calls: u64,
     /// Blocks asked of put, and of get, get_each and lease, in this store.
     pub(super) asked: [u64; 2],
     /// The disk confirmed something it does not have.
@@ -83,7 +81,6 @@ impl History {
             leases: Vec::new(),
             versions: 0,
             rng,
-            calls: 0,
             asked: [0; 2],
             lied: false,
             harmed: false,

@@ -130,8 +130,8 @@ impl Plan {
         let StoreConfig { policy, block_bytes, put_wait, io_timeout, ssd, .. } = &self.config;
         let budget = ssd.as_ref().and_then(|ssd| ssd.write_bytes_per_s);
         format!(
-            "{:?}, {} keys, {} frames of {block_bytes}, {} slots, {policy:?}, put_wait {put_wait:?}, \
-             io_timeout {io_timeout:?}, budget {budget:?}",
+            "{:?}, {} keys, {} frames of {block_bytes}, {} slots, {policy:?}, \
+             put_wait {put_wait:?}, io_timeout {io_timeout:?}, budget {budget:?}",
             self.nature,
             self.keys.len(),
             self.frames,

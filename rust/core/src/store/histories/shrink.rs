@@ -1,6 +1,7 @@
 //! A failure for people: the fewest operations that show it.
 //!
-//! Owns: the search for them, and the words. Never does: give up the kind of failure that was found.
+//! Owns: the search for them, and the words. Never does: give up the kind of failure that was
+//! found.
 
 use super::plan::Plan;
 use super::{Tell, run};
