@@ -133,9 +133,14 @@ impl Tier {
         let in_ram = directory.is_in_ram(slot);
         let shown = directory.is_shown(slot);
         self.give_up(with, slot, io);
+        let gone = directory.ssd_slot_of(slot).is_none();
         if in_ram {
             self.redo.push_back((slot, directory.generation_of(slot)));
-        } else if shown && directory.ssd_slot_of(slot).is_none() {
+            if shown && gone {
+                let key = directory.describe(slot).0;
+                with.log.add(EventKind::Removed, Some(key), "ssd");
+            }
+        } else if shown && gone {
             self.lost(with, slot);
             directory.settle(slot);
         }
