@@ -283,8 +283,8 @@ class Life:
         self.truth.kept = delivered
 
     def _check_size(self) -> None:
-        """Compare what is on disk with what was asked; LOCK is as long as whoever damaged it."""
-        size = sum(path.stat().st_size for path in self.files.iterdir() if path.name != "LOCK")
+        """Compare what is on disk with what was asked."""
+        size = sum(path.stat().st_size for path in self.files.iterdir())
         if size > self.capacity:
             self.truth.faults.append(f"{size} bytes on disk, {self.capacity} allowed")
 
