@@ -326,6 +326,7 @@ class Store:
         put_wait_s: float,
         io_timeout_s: float,
         ssd: _Ssd | None,
+        progress: Callable[[str, int, int], object] | None = None,
     ) -> Self: ...
     @property
     def layout(self) -> Layout: ...

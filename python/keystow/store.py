@@ -111,6 +111,7 @@ class Store(_core.Store):
             put_wait_s=check_seconds(put_wait_s, "put_wait_s"),
             io_timeout_s=_io_timeout_s(io_timeout_s, device),
             ssd=device,
+            progress=_log_progress,
         )
         if device is not None:
             _log_open(store)
@@ -162,6 +163,14 @@ def _io_timeout_s(value: object, device: Ssd | None) -> float:
         code="KS-CFG-203",
         hint=f"give seconds from {_IO_TIMEOUT_MIN_S} to 1e9.",
         context={"io_timeout_s": value},
+    )
+
+
+def _log_progress(what: str, done: int, there_are: int) -> None:
+    import logging  # noqa: PLC0415 - as below
+
+    logging.getLogger("keystow").info(
+        "recovering: %s of %s %s", f"{done:,}", f"{there_are:,}", what
     )
 
 

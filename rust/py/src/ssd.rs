@@ -1,14 +1,18 @@
-//! `Ssd`: the options of an SSD tier, from the Python facade's object to the core's configuration.
+//! `Ssd`: the options of an SSD tier, from the Python facade's object to the core's configuration;
+//! the calls that may take long because of one, and can be interrupted.
 //!
 //! Owns: the names of the object's attributes. Never does: checking what the facade or the core
 //! check.
 
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use keystow_core::store::SsdConfig;
+use keystow_core::store::{self as core, SsdConfig};
 use pyo3::intern;
 use pyo3::prelude::*;
 
+use crate::errors::OrRaise;
 use crate::make_keys::Identity;
 use crate::options;
 
@@ -39,5 +43,58 @@ impl Device {
             reset_on_mismatch: self.on_mismatch == "reset",
             ..SsdConfig::new(self.path, self.capacity_bytes)
         })
+    }
+}
+
+/// Signals are looked for so often.
+const SIGNALS: Duration = Duration::from_millis(100);
+/// A long open tells how far it is so often.
+const TOLD: Duration = Duration::from_secs(2);
+
+/// Opens a store; what a signal raises meanwhile ends it, and is raised. `progress` hears of a long
+/// recovery: what is counted, how many are done, how many there are.
+pub fn open(
+    py: Python<'_>,
+    config: &core::StoreConfig,
+    progress: Option<&Bound<'_, PyAny>>,
+) -> PyResult<Arc<core::Store>> {
+    let progress = progress.map(|progress| progress.clone().unbind());
+    let mut raised = None;
+    let (mut looked, mut told) = (Instant::now(), Instant::now());
+    let mut watch = |now: core::Progress| {
+        if looked.elapsed() < SIGNALS {
+            return true;
+        }
+        let heard = Python::attach(|py| {
+            py.check_signals()?;
+            let due = progress.as_ref().filter(|_| told.elapsed() >= TOLD);
+            due.map(|progress| {
+                told = Instant::now();
+                progress.call1(py, (now.what, now.done, now.all))
+            })
+            .transpose()
+        });
+        looked = Instant::now();
+        raised = raised.take().or(heard.err());
+        raised.is_none()
+    };
+    let opened = py.detach(|| core::Store::open_watched(config, &mut watch));
+    raised.map_or_else(|| opened.or_raise(py), Err)
+}
+
+/// Flushes; what a signal raises meanwhile ends it, and is raised. The pieces between two looks
+/// become longer, so that also the slowest disk confirms one.
+pub fn flush(py: Python<'_>, store: &core::Store, time: Duration) -> PyResult<u64> {
+    let (begun, mut left, mut piece) = (Instant::now(), time, SIGNALS);
+    loop {
+        piece = piece.min(left);
+        let (dirty, ended) = py.detach(|| store.flush_some(piece)).or_raise(py)?;
+        py.check_signals()?;
+        // By the pieces too: a manual clock's seconds are not ours.
+        left = (left - piece).min(time.saturating_sub(begun.elapsed()));
+        if ended || left.is_zero() {
+            return Ok(dirty);
+        }
+        piece *= 2;
     }
 }

@@ -23,7 +23,7 @@ use crate::lease::{Lease, Pinned};
 use crate::make_keys::{self, Asked, Identity, Namespace};
 use crate::matched::Match;
 use crate::memory::{Access, Batch};
-use crate::ssd::Device;
+use crate::ssd::{self, Device};
 use crate::stats::{Closed, Event, Stats};
 use crate::{FEW_KEYS, options, show};
 
@@ -64,7 +64,7 @@ impl Store {
 impl Store {
     #[new]
     #[pyo3(signature = (*, layout, block_bytes, ram_bytes, policy, namespace, salt, deterministic,
-        manual_clock, prefault_now, put_wait_s, io_timeout_s, ssd))]
+        manual_clock, prefault_now, put_wait_s, io_timeout_s, ssd, progress=None))]
     #[expect(clippy::too_many_arguments, reason = "one a named option of the Python facade")]
     fn new(
         py: Python<'_>,
@@ -80,6 +80,7 @@ impl Store {
         put_wait_s: f64,
         io_timeout_s: f64,
         ssd: Option<Device>,
+        progress: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<Self> {
         let identity = Identity::of(layout, namespace.as_bytes(), &salt.0)?;
         let ssd = ssd.map(|ssd| ssd.config(layout, &identity)).transpose()?;
@@ -94,7 +95,7 @@ impl Store {
             io_timeout: options::wait(py, "io_timeout_s", Some(io_timeout_s))?,
             ssd,
         };
-        let store = py.detach(|| core::Store::open(&config)).or_raise(py)?;
+        let store = ssd::open(py, &config, progress)?;
         let handle = Arc::new(Handle::new(store, identity));
         Ok(Self { handle, layout: layout.clone().unbind(), namespace, policy, ram_bytes })
     }
@@ -301,7 +302,7 @@ impl Store {
     fn flush(&self, py: Python<'_>, timeout_s: Option<f64>) -> PyResult<u64> {
         let time = options::wait(py, "timeout_s", timeout_s)?;
         let store = self.handle.open(py)?;
-        py.detach(|| store.flush(time)).or_raise(py)
+        ssd::flush(py, &store, time)
     }
 
     /// Closes the store: ``Closed(written, left)``; leaving a ``with`` block does it too.

@@ -5,7 +5,7 @@
 //! counts as written once its record is on stable storage.
 
 use super::keeper::Budget;
-use super::tier::{Round, Tier, With};
+use super::tier::{End, Round, Tier, With};
 use super::{Closed, Store};
 use crate::error::{Error, ErrorKind};
 use crate::io::Crash;
@@ -61,45 +61,62 @@ impl Store {
     /// # Errors
     /// Closed.
     pub fn flush(&self, timeout: Duration) -> Result<u64, Error> {
-        self.check()?;
-        let confirmed = self.write_back(timeout);
-        let left = self.parts.directory.count_dirty();
-        Ok(if confirmed { left } else { left.max(1) })
+        self.flush_some(timeout).map(|(left, _)| left)
     }
 
-    /// Writes what can be written; whether the disk has confirmed all that was.
-    fn write_back(&self, timeout: Duration) -> bool {
+    /// The same; says also whether it ended before its time: more time would bring no more.
+    ///
+    /// # Errors
+    /// Closed.
+    pub fn flush_some(&self, timeout: Duration) -> Result<(u64, bool), Error> {
+        self.check()?;
         self.drain();
-        if self.driver.is_none() {
-            return true;
-        }
         let deadline_us = self.deadline_us(timeout);
+        let ended = self.write_blocks(deadline_us);
+        let round = if self.driver.is_some() {
+            self.confirm_table(deadline_us)
+        } else {
+            Round::Confirmed
+        };
+        let left = self.parts.directory.count_dirty();
+        Ok(match round {
+            Round::Confirmed => (left, ended),
+            Round::Failed => (left.max(1), true),
+            Round::Pending => (left.max(1), false),
+        })
+    }
+
+    /// Writes the blocks that can be written; false where the deadline came first.
+    fn write_blocks(&self, deadline_us: u64) -> bool {
         self.with_tier(|tier, with| {
             tier.flushing += 1;
             tier.stuck = false;
             with.policy.name_again();
         });
         self.nudge();
-        self.wait_for_tier(deadline_us, || {
+        let ended = self.wait_for_tier(deadline_us, || {
             self.with_tier(|tier, _| tier.has_written()) != Some(false)
         });
-        let round = self.with_tier(|tier, _| {
-            tier.flushing -= 1;
-            tier.sync(true)
-        });
-        self.nudge();
-        let deadline_us = deadline_us.max(self.deadline_us(self.io_timeout * LAST_TRANSFERS));
-        round.is_some_and(|round| self.wait_for_round(round, deadline_us))
+        self.with_tier(|tier, _| tier.flushing -= 1);
+        ended
     }
 
-    /// Whether the table's round was confirmed by the deadline.
-    pub(super) fn wait_for_round(&self, round: u64, deadline_us: u64) -> bool {
+    /// Brings table and slots to stable storage.
+    fn confirm_table(&self, deadline_us: u64) -> Round {
+        let round = self.with_tier(|tier, _| tier.sync(true));
+        self.nudge();
+        let deadline_us = deadline_us.max(self.deadline_us(self.io_timeout * LAST_TRANSFERS));
+        round.map_or(Round::Failed, |round| self.wait_for_round(round, deadline_us))
+    }
+
+    /// How the table's round has ended by the deadline.
+    pub(super) fn wait_for_round(&self, round: u64, deadline_us: u64) -> Round {
         let mut end = Round::Pending;
         self.wait_for_tier(deadline_us, || {
             end = self.with_tier(|tier, _| tier.sync_round(round)).unwrap_or(Round::Failed);
             end != Round::Pending
         });
-        end == Round::Confirmed
+        end
     }
 
     /// Whether SUPER's round was confirmed by the deadline.
@@ -123,14 +140,26 @@ impl Store {
             return Closed { written: 0, left: self.parts.counters.resident_now(epoch).0 };
         };
         let deadline_us = self.deadline_us(timeout);
-        let written_back = self.write_back(timeout);
+        self.drain();
+        self.write_blocks(deadline_us);
+        // A read that ends badly gives its slot back, which another block may need.
+        if self.with_tier(|tier, _| tier.is_moving()) == Some(true) {
+            let still = || self.with_tier(|tier, _| tier.is_moving()) != Some(true);
+            self.wait_for_tier(deadline_us.min(self.deadline_us(self.io_timeout)), still);
+            self.write_blocks(deadline_us);
+        }
+        // What is under way ends first: only what the table says then is on disk afterwards.
+        self.with_tier(|tier, _| tier.end = End::NoNewBlocks);
+        let last_us = deadline_us.max(self.deadline_us(self.io_timeout));
+        self.wait_for_tier(last_us, || self.with_tier(|tier, _| tier.is_writing()) != Some(true));
+        self.with_tier(|tier, _| tier.end = End::NoMoreRecords);
+        let written_back = self.confirm_table(deadline_us) == Round::Confirmed;
         let round = self.with_tier(|tier, _| tier.write_super(written_back));
         self.nudge();
         let deadline_us = deadline_us.max(self.deadline_us(self.io_timeout));
         let confirmed = round.is_some_and(|round| self.wait_for_super(round, deadline_us));
         let confirmed = confirmed && written_back;
-        // What is under way ends; what is not begun is left.
-        self.with_tier(|tier, _| tier.closing = true);
+        self.with_tier(|tier, _| tier.end = End::Nothing);
         let deadline_us = self.deadline_us(self.io_timeout);
         self.wait_for_tier(deadline_us, || self.with_tier(|tier, _| tier.busy()) != Some(true));
         driver.stop();

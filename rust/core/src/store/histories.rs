@@ -9,15 +9,18 @@
 //! `KEYSTOW_SIM_SECONDS` says how long fresh seeds are tried, `KEYSTOW_SIM_FIRST` from which one
 //! on, `KEYSTOW_SIM_SEED` which one `histories_replay` shows step by step.
 
+mod crashes;
 mod history;
 mod mischief;
 mod model;
 mod oracles;
 mod plan;
+mod reads;
 mod restart;
 mod shrink;
 mod situations;
 mod verbs;
+mod writes;
 
 use crate::io::Rng;
 use history::{Done, History};

@@ -42,6 +42,7 @@ pub use inspect::{Contents, Inspected, Snapshot, SnapshotStats, Verified, inspec
 pub use keeper::LOCK_BLOCKS_MAX;
 pub use lease::Lease;
 pub use lookup::Matched;
+pub use open::{Progress, Watch};
 pub use put::PutOptions;
 pub use scrub::Scrubbed;
 pub use simulated::SimWorld;
@@ -169,14 +170,30 @@ impl Store {
     /// Locked, Format, Ssd: another store owns the directory; it is in another format; the disk
     /// does not do what is asked.
     pub fn open(config: &StoreConfig) -> Result<Arc<Self>, Error> {
+        Self::open_watched(config, &mut |_| true)
+    }
+
+    /// The same; `watch` hears how far the recovery of the SSD tier is, and ends it by false.
+    ///
+    /// # Errors
+    /// As `open`; Ssd where `watch` said so: the directory is as it was.
+    pub fn open_watched(config: &StoreConfig, watch: &mut Watch<'_>) -> Result<Arc<Self>, Error> {
         config.check_ssd()?;
         let ssd = config.ssd.as_ref().filter(|ssd| ssd.engine == EngineKind::Sim);
         let world = ssd.map(|ssd| SimWorld::new(ssd.seed));
-        Self::open_in(config, world)
+        Self::open_on(config, world, watch)
     }
 
-    /// The same on a simulated disk that may hold something.
+    /// Opens one on a simulated disk that may hold something.
     fn open_in(config: &StoreConfig, world: Option<SimWorld>) -> Result<Arc<Self>, Error> {
+        Self::open_on(config, world, &mut |_| true)
+    }
+
+    fn open_on(
+        config: &StoreConfig,
+        world: Option<SimWorld>,
+        watch: &mut Watch<'_>,
+    ) -> Result<Arc<Self>, Error> {
         let (frames, stride_bytes) = config.frames()?;
         let forks = fork_count();
         let block_bytes = config.block_bytes as u32;
@@ -224,7 +241,7 @@ impl Store {
             forks,
         });
         if let Some(bounce) = below.bounce {
-            store.recover(below.fresh, &bounce)?;
+            store.recover(below.fresh, &bounce, watch)?;
             store.start_driver()?;
         }
         Ok(store)

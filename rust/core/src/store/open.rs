@@ -11,7 +11,7 @@ use crate::error::{Error, ErrorKind};
 use crate::io::{Completion, Engine, Op, Pool, Request, Sim, SimDisk};
 use crate::ssd::admit::{Admission, AdmitConfig};
 use crate::ssd::dir::{self, DirConfig, LockGuard};
-use crate::ssd::format::{PAGE_BYTES, Super};
+use crate::ssd::format::{EPOCH_MAX, PAGE_BYTES, Super};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -24,6 +24,49 @@ const READ_LANES: u32 = 4;
 const _: () = assert!(PAGES_MAX.is_multiple_of(READ_LANES) && FEW_PAGES.is_multiple_of(READ_LANES));
 /// What an open waits for SUPER, beside the timeout of its transfers.
 const OPEN_TRANSFERS: u32 = 8;
+
+/// Recovered blocks that are entered in one hold of the keeper's lock.
+const RECOVERED_A_HOLD: usize = 4096;
+
+/// How far the recovery of an SSD tier is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Progress {
+    /// "pages" of the table that are read, then "blocks" that are entered.
+    pub what: &'static str,
+    /// So many are done.
+    pub done: u64,
+    /// So many there are.
+    pub all: u64,
+}
+
+/// Hears of the progress of an open, some thousand blocks at a time; false ends it.
+pub type Watch<'a> = dyn FnMut(Progress) -> bool + 'a;
+
+fn go_on(watch: &mut Watch<'_>, progress: Progress) -> Result<(), Error> {
+    if watch(progress) {
+        return Ok(());
+    }
+    let Progress { what, done, all } = progress;
+    let message = format!("the open was interrupted after {done} of {all} {what}.");
+    let hint = "open the store again: the directory is as it was.";
+    Err(Error::new(ErrorKind::Ssd, "KS-SSD-107", message, hint))
+}
+
+/// An error where the format has no epoch left: one more begins with every open and every clear.
+pub(super) fn no_epochs_left(epoch: u32) -> Error {
+    let message = format!(
+        "the directory would begin epoch {epoch}; the format has {EPOCH_MAX}, one for each open \
+         and each clear."
+    );
+    let hint = "delete the directory and let the store make a new one; nothing has changed.";
+    Error::new(ErrorKind::Format, "KS-FMT-005", message, hint).with("epoch", epoch)
+}
+
+fn poisoned() -> Error {
+    let hint = "report it with the message of the panic.";
+    let message = "the table could not be taken in.";
+    Error::new(ErrorKind::Ssd, "KS-SSD-102", message, hint)
+}
 
 /// Files that hold a tier.
 pub(super) enum Files {
@@ -190,28 +233,38 @@ pub(super) fn tier(
 }
 
 impl Store {
-    /// Reads the table and enters its blocks; SUPER has the new epoch on stable storage when this
-    /// returns. Before any other call.
-    pub(super) fn recover(&self, fresh: bool, bounce: &Arena) -> Result<(), Error> {
+    /// Reads the table and enters its blocks, a piece at a time; SUPER has the new epoch on stable
+    /// storage when this returns. Before any other call.
+    pub(super) fn recover(
+        &self,
+        fresh: bool,
+        bounce: &Arena,
+        watch: &mut Watch<'_>,
+    ) -> Result<(), Error> {
         let begun = Instant::now();
         if !fresh {
-            self.read_table(bounce);
+            self.read_table(bounce, watch)?;
         }
-        let round = self.keep(|keeper, parts, _| {
-            let (tier, mut with) = keeper.tier(parts)?;
-            let (_, round) = tier.recover(&mut with);
-            tier.stats.recovery_us = begun.elapsed().as_micros() as u64;
-            Some(round)
-        });
-        let Some(Some(round)) = round else {
-            let hint = "report it with the message of the panic.";
-            let message = "the table could not be taken in.";
-            return Err(Error::new(ErrorKind::Ssd, "KS-SSD-102", message, hint));
+        let recovery = self.with_tier(|tier, with| tier.begin_recovery(with));
+        let mut recovery = match recovery {
+            Some(Ok(recovery)) => recovery,
+            Some(Err(epoch)) => return Err(no_epochs_left(epoch)),
+            None => return Err(poisoned()),
         };
+        while !self
+            .with_tier(|tier, with| tier.enter_some(with, &mut recovery, RECOVERED_A_HOLD))
+            .ok_or_else(poisoned)?
+        {
+            let (done, all) = recovery.progress();
+            go_on(watch, Progress { what: "blocks", done, all })?;
+        }
+        let took_us = begun.elapsed().as_micros() as u64;
+        self.with_tier(|tier, _| tier.stats.recovery_us = took_us);
         self.nudge();
         let wait = self.io_timeout.saturating_mul(OPEN_TRANSFERS);
         let deadline_us = self.deadline_us(wait);
         let mut end = Round::Pending;
+        let round = recovery.round();
         self.drive(deadline_us, || {
             end = self.with_tier(|tier, _| tier.super_round(round)).unwrap_or(Round::Failed);
             end != Round::Pending
@@ -237,8 +290,8 @@ impl Store {
 
     /// Reads the table's pages, several reads at a time. A page that can't be read is written
     /// anew: its blocks are lost.
-    fn read_table(&self, bounce: &Arena) {
-        let Some(driver) = &self.driver else { return };
+    fn read_table(&self, bounce: &Arena, watch: &mut Watch<'_>) -> Result<(), Error> {
+        let Some(driver) = &self.driver else { return Ok(()) };
         let pages = self.with_tier(|tier, _| tier.pages()).unwrap_or(0);
         let (lanes, lane_pages) = (READ_LANES, bounce.frames() / READ_LANES);
         let mut next = 0;
@@ -257,8 +310,9 @@ impl Store {
                 }
             }
             if out.iter().all(Option::is_none) {
-                return;
+                return Ok(());
             }
+            go_on(watch, Progress { what: "pages", done: next.into(), all: pages.into() })?;
             driver.engine.reap(Duration::from_millis(10), &mut reaped);
             for completion in reaped.drain(..) {
                 let lane = completion.id as usize;
@@ -284,7 +338,7 @@ impl Store {
                     self.take_in(first, count, None);
                 }
                 (next..pages).for_each(|page| self.take_in(page, 1, None));
-                return;
+                return Ok(());
             }
         }
     }

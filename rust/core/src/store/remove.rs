@@ -6,7 +6,9 @@
 
 use super::Store;
 use super::keeper::Cleared;
+use super::open::no_epochs_left;
 use super::ring::Note;
+use super::tier::Round;
 use crate::error::{Error, ErrorKind};
 use crate::key::Key;
 use crate::stats::add;
@@ -41,7 +43,8 @@ impl Store {
             let round = self.with_tier(|tier, _| tier.sync(false));
             self.nudge();
             let deadline_us = self.deadline_us(self.io_timeout * CONFIRM_TRANSFERS);
-            if !round.is_some_and(|round| self.wait_for_round(round, deadline_us)) {
+            let end = round.map(|round| self.wait_for_round(round, deadline_us));
+            if end != Some(Round::Confirmed) {
                 return Err(self.unconfirmed("KS-SSD-104", "the table", removed));
             }
         }
@@ -66,7 +69,7 @@ impl Store {
     ///
     /// # Errors
     /// Closed. Ssd where the disk does not confirm: everything is gone from this store, but a
-    /// restart may bring it back.
+    /// restart may bring it back. Format where the directory has seen 2^24 opens and clears.
     pub fn clear(&self) -> Result<(), Error> {
         self.check()?;
         // False: too many clears wait for the sweep, which has to go on first.
@@ -75,6 +78,7 @@ impl Store {
                 Some(Cleared::Later) => {
                     self.keep(|keeper, parts, budget| keeper.sweep(parts, budget));
                 }
+                Some(Cleared::NoEpoch(epoch)) => return Err(no_epochs_left(epoch)),
                 Some(Cleared::Done(round)) => break round,
                 None => return Ok(()),
             }

@@ -31,6 +31,7 @@ impl History {
         let faults = if stormy { self.plan.storm.clone() } else { self.plan.calm.clone() };
         self.say(|| format!("storm {stormy}"));
         self.disk(|disk| disk.faults(|now| *now = faults));
+        self.reads_harmed = true;
         self.harm(self.liar());
     }
 
@@ -78,6 +79,9 @@ impl History {
         self.say(|| format!("next: {next:?}"));
         self.disk(|disk| disk.faults(|faults| faults.fail_next = Some(next)));
         self.stormy |= forever;
+        // Where only writes and syncs fail, and say so, no block loses its bytes.
+        let only_writes = matches!(op, Some(Op::Write | Op::Sync)) && !lie;
+        self.reads_harmed |= !only_writes || mishap == Mishap::Hang;
         self.harm(lie);
     }
 
@@ -106,6 +110,7 @@ impl History {
                 disk.flip(file, at, mask);
             }
         });
+        self.reads_harmed = true;
         self.harm(false);
     }
 
@@ -119,7 +124,9 @@ impl History {
         }
         self.say(|| format!("swap pieces {a} and {b} of {bytes} in {file:?}"));
         self.disk(|disk| disk.swap(file, a * bytes, b * bytes, bytes));
-        self.harm(false);
+        self.reads_harmed = true;
+        // Swapped back later, old pages are there again.
+        self.harm(true);
     }
 
     fn swap_files(&mut self) {
@@ -131,6 +138,7 @@ impl History {
         self.super_harmed |= a.0 == 0 || b.0 == 0;
         self.say(|| format!("swap files {a:?} and {b:?}"));
         self.disk(|disk| disk.swap_files(a, b));
+        self.reads_harmed = true;
         self.harm(true);
     }
 
@@ -151,6 +159,7 @@ impl History {
                 self.disk(|disk| disk.restore(file, &old));
             }
         }
+        self.reads_harmed = true;
         self.harm(true);
     }
 }

@@ -6,6 +6,8 @@ use super::history::{Done, History};
 use super::plan::number_of;
 use crate::event::EventKind;
 use crate::io::{FileId, SimDisk};
+use crate::stats::Stats;
+use crate::store::Recount;
 
 impl History {
     pub(super) fn disk<R>(&self, work: impl FnOnce(&SimDisk) -> R) -> R {
@@ -43,18 +45,57 @@ impl History {
     }
 
     fn recount(&mut self) -> Done {
-        self.store.validate().map(drop).map_err(|wrong| format!("recount: {wrong:?}"))?;
+        let count = self.store.validate().map_err(|wrong| format!("recount: {wrong:?}"))?;
         let stats = self.store.stats();
+        self.nothing_is_left(&count, &stats)?;
         let ram = self.in_ram.iter().filter(|there| **there).count() as u64;
         let ssd = self.on_ssd.iter().flatten().count() as u64;
+        let seen = self.store.with_tier(|tier, _| (tier.records(), tier.outstanding().reads));
+        let (records, reads) = seen.unwrap_or_default();
+        // One found bad while it is read has lost its record already.
+        if records > ssd || records + u64::from(reads) < ssd {
+            return Err(format!("{ssd} blocks on SSD, {records} records"));
+        }
         let told = (stats.blocks_ram, stats.ssd.map_or(0, |ssd| ssd.blocks));
         if told != (ram, ssd) {
             return Err(format!("in RAM and on SSD by the events: {ram}, {ssd}; told {told:?}"));
         }
+        self.memory_is_back()?;
         let held = std::mem::take(&mut self.leases);
         let checked = held.iter().try_for_each(|held| self.check_lease(held));
         self.leases = held;
         checked
+    }
+
+    /// An empty store at rest has all its frames, slots and headers.
+    fn nothing_is_left(&self, count: &Recount, stats: &Stats) -> Done {
+        let busy = self.store.with_tier(|tier, _| tier.busy()) != Some(false);
+        if busy || !self.leases.is_empty() || self.there.contains(&true) {
+            return Ok(());
+        }
+        let ssd = stats.ssd.as_ref().ok_or("no stats of the SSD")?;
+        let slots = ssd.slots_free + ssd.quarantined;
+        let all = slots == ssd.slots_total && stats.frames_free == stats.frames_total;
+        if !all || count.holes + count.hidden > 0 {
+            return Err(format!("an empty store keeps something: {count:?} {stats:?}"));
+        }
+        Ok(())
+    }
+
+    /// Nothing is out: then nothing is kept for it.
+    fn memory_is_back(&self) -> Done {
+        let seen = self.store.with_tier(|tier, _| (tier.busy(), tier.outstanding()));
+        let Some((false, out)) = seen else { return Ok(()) };
+        let staging = self.store.parts.staging.as_ref().ok_or("no staging frames")?;
+        let (free, total) = (staging.frames.free(), staging.frames.total());
+        let pages = out.bounce_used;
+        if free < total || pages > self.pages_lost {
+            let lost = self.pages_lost;
+            return Err(format!(
+                "{free} of {total} staging frames free, {pages} pages, {lost} lost"
+            ));
+        }
+        Ok(())
     }
 
     /// Takes the events in.
@@ -102,7 +143,10 @@ impl History {
         }
         let ssd = stats.ssd.ok_or("no stats of the SSD")?;
         let dropped = ssd.dropped_waited + ssd.dropped_refused + ssd.dropped_off;
-        let dropped = dropped + ssd.lost.saturating_sub(self.doubts);
+        let lost = ssd.lost.saturating_sub(self.doubts);
+        if lost > 0 && !self.reads_harmed {
+            return Err(format!("{lost} blocks lost although no read failed: {ssd:?}"));
+        }
         if self.plan.is_plentiful() && !self.harmed && dropped > 0 {
             return Err(format!("{dropped} blocks dropped although each had a place: {ssd:?}"));
         }

@@ -1,19 +1,18 @@
-//! How a store ends and the next one begins: crash, close, an operation cut short; what must be
-//! warm then.
+//! How a store ends and the next one begins: death, close, reopen; what must be warm then.
 //!
 //! Owns: the oracles of a restart. Never does: harm a disk by itself.
 
 use super::history::{Done, FLUSH, History};
 use super::situations::{Situation, What};
 use crate::error::ErrorKind;
-use crate::io::{FailNext, Mishap};
+use crate::io::Crash;
 
 /// A block written so long ago is warm after a kill.
 const WARM_AFTER_US: u64 = 1_000_000;
 
 impl History {
     /// The keys that a kill at `at_us` must not lose.
-    fn must_be_warm(&self, at_us: u64) -> Vec<usize> {
+    pub(super) fn must_be_warm(&self, at_us: u64) -> Vec<usize> {
         let old = |since: &Option<u64>| since.is_some_and(|us| us + WARM_AFTER_US < at_us);
         (0..self.there.len())
             .filter(|number| self.there[*number] && old(&self.on_ssd[*number]))
@@ -21,83 +20,18 @@ impl History {
     }
 
     /// All that was stored, once everything is written.
-    fn on_disk(&self) -> Vec<usize> {
+    pub(super) fn on_disk(&self) -> Vec<usize> {
         (0..self.there.len()).filter(|number| self.on_ssd[*number].is_some()).collect()
     }
 
-    /// The store ends without a word.
-    pub(super) fn crash(&mut self) -> Done {
-        match self.rng.below(8) {
-            0 => self.crash_inside(),
-            6 | 7 => self.crash_after_rewrite(),
-            1 => {
-                let flushed = self.flush()?;
-                self.look()?;
-                let warm = if flushed { self.on_disk() } else { Vec::new() };
-                self.die(What::Other, true, &warm)
-            }
-            kind => {
-                let power = kind < 4;
-                let warm = if power { Vec::new() } else { self.must_be_warm(self.now_us()) };
-                self.die(What::Other, power, &warm)
-            }
-        }
-    }
-
-    /// Blocks were removed and put again elsewhere; what the disk has of the old records and of the
-    /// new ones is left to chance.
-    fn crash_after_rewrite(&mut self) -> Done {
-        self.remove_some(false)?;
-        self.look()?;
-        self.put()?;
-        self.look()?;
-        let us = self.rng.below(700_000);
-        self.wait(us);
-        self.look()?;
-        self.die(What::Other, true, &[])
-    }
-
-    /// The store ends within a call: from some request on nothing is answered.
-    fn crash_inside(&mut self) -> Done {
-        self.calm();
-        let after = self.rng.below(12) as u32;
-        let next = FailNext { op: None, after, mishap: Mishap::Hang, forever: true };
-        let power = self.rng.one_in(2);
-        let warm = if power { Vec::new() } else { self.must_be_warm(self.now_us()) };
-        let which = self.rng.below(6);
-        let what = [What::Put, What::Remove, What::Remove, What::Clear, What::Other, What::Get];
-        self.harmed_within(|history| {
-            history.disk(|disk| disk.faults(|faults| faults.fail_next = Some(next)));
-            history.say(|| format!("everything hangs after {after} requests"));
-            match which {
-                0 => history.put(),
-                1 | 2 => history.remove(),
-                3 => history.clear(),
-                4 => history.flush().map(drop),
-                _ => history.get(),
-            }?;
-            history.look()
-        })?;
-        self.disk(|disk| disk.faults(|faults| faults.fail_next = None));
-        let warm: Vec<usize> = warm.into_iter().filter(|n| self.there[*n]).collect();
-        self.die(what[which as usize], power, &warm)
-    }
-
-    fn harmed_within(&mut self, work: impl FnOnce(&mut Self) -> Done) -> Done {
-        let before = std::mem::replace(&mut self.harmed, true);
-        let done = work(self);
-        self.harmed = before;
-        done
-    }
-
-    fn die(&mut self, what: What, power: bool, warm: &[usize]) -> Done {
+    pub(super) fn die(&mut self, what: What, power: bool, warm: &[usize]) -> Done {
         self.note_crash(what, power);
         let seed = self.rng.bits();
         self.say(|| format!("crash power {power}; warm: {warm:?}"));
         self.keep_some_leases();
         let world = self.store.world().cloned().ok_or("no simulated disk")?;
         self.store.closed.store(true, std::sync::atomic::Ordering::Release);
-        let crash = if power { crate::io::Crash::Power } else { crate::io::Crash::Kill };
+        let crash = if power { Crash::Power } else { Crash::Kill };
         world.disk.crash(seed, crash);
         self.reopen(warm)
     }
@@ -112,6 +46,10 @@ impl History {
         // Nothing is stored or written any more: what is on SSD stays.
         let warm = self.on_disk();
         self.say(|| format!("close -> {closed:?}; warm: {warm:?}"));
+        let on_ssd = self.on_disk().len() as u64;
+        if closed.written != on_ssd {
+            return Err(format!("{on_ssd} blocks on SSD by the events, {closed:?}"));
+        }
         let unclean = self.store.stats().ssd.is_none_or(|ssd| ssd.unclean);
         let whole = closed.left == 0 && !unclean;
         if !whole && !self.harmed {
@@ -124,10 +62,10 @@ impl History {
             self.shelves.iter_mut().for_each(super::model::Shelf::flushed);
         }
         self.keep_some_leases();
-        if self.rng.one_in(2) {
-            let seed = self.rng.bits();
-            self.disk(|disk| disk.crash(seed, crate::io::Crash::Power));
-        }
+        // What hangs ends with the process at the latest.
+        let end = if self.rng.one_in(2) { Crash::Power } else { Crash::Kill };
+        let seed = self.rng.bits();
+        self.disk(|disk| disk.crash(seed, end));
         self.reopen(&warm)
     }
 
@@ -177,7 +115,7 @@ impl History {
                     self.calm();
                     if self.rng.one_in(2) {
                         let seed = self.rng.bits();
-                        self.disk(|disk| disk.crash(seed, crate::io::Crash::Power));
+                        self.disk(|disk| disk.crash(seed, Crash::Power));
                         self.situations.note(Situation::CrashAtOpen, true);
                     }
                 }
@@ -206,10 +144,14 @@ impl History {
         self.hear()?;
         self.on_ssd.iter_mut().flatten().for_each(|since_us| *since_us = 0);
         self.note_open(if honest { warm.len() } else { 0 }, came_back);
+        self.pages_lost = self.sight().pages_lost();
         self.doubts = self.doubtful.iter().filter(|doubtful| **doubtful).count() as u64;
         self.asked = [0; 2];
         let waits = self.disk(|disk| disk.faults(|faults| faults.fail_next.is_some()));
         self.harmed = self.stormy || waits;
-        self.look()
+        self.look()?;
+        // What a sync of an earlier store failed to write, the disk has forgotten that it owes.
+        self.lied |= self.disk(|disk| disk.counts().sync_errors > 0);
+        Ok(())
     }
 }

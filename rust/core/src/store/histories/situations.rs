@@ -141,6 +141,16 @@ impl Sight {
         self.now_us
     }
 
+    /// Neither a page nor SUPER is being written.
+    pub(super) fn is_settled(&self) -> bool {
+        self.out.pages + self.out.supers == 0
+    }
+
+    /// Memory for pages that is used but not by a request.
+    pub(super) fn pages_lost(&self) -> u32 {
+        self.out.bounce_used.saturating_sub(self.out.pages + self.out.supers)
+    }
+
     /// No SSD slot is free.
     pub(super) fn is_full(&self) -> bool {
         self.out.slots_free == 0

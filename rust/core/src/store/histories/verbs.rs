@@ -19,6 +19,7 @@ enum Verb {
     DropLease,
     Hint,
     Match,
+    Scrub,
     Remove,
     Clear,
     Flush,
@@ -37,6 +38,7 @@ fn draw(history: &mut History) -> Verb {
         (16, Verb::DropLease),
         (16, Verb::Hint),
         (12, Verb::Match),
+        (2, Verb::Scrub),
         (12 * deletes, Verb::Remove),
         (deletes, Verb::Clear),
         (4, Verb::Flush),
@@ -61,9 +63,8 @@ impl History {
         let transfers = |count: u32| config.io_timeout * count + SLACK;
         let most = match verb {
             Verb::Put => config.put_wait + transfers(2),
-            Verb::Get | Verb::Lease | Verb::Remove | Verb::Clear => transfers(4),
-            Verb::GetEach => transfers(16),
-            Verb::Flush => FLUSH + transfers(2),
+            Verb::Get | Verb::GetEach | Verb::Lease | Verb::Remove | Verb::Clear => transfers(4),
+            Verb::Flush | Verb::Scrub => FLUSH + transfers(2),
             Verb::Close | Verb::Time => return Ok(()),
             Verb::DropLease | Verb::Hint | Verb::Match | Verb::Mischief => Duration::ZERO,
         };
@@ -94,8 +95,9 @@ pub(super) fn operation(history: &mut History) -> Done {
         Verb::DropLease => history.drop_lease()?,
         Verb::Hint => history.hint()?,
         Verb::Match => history.ask()?,
+        Verb::Scrub => history.scrub()?,
         Verb::Remove => history.remove()?,
-        Verb::Clear => history.clear()?,
+        Verb::Clear => history.clear().map(drop)?,
         Verb::Flush => history.flush().map(drop)?,
         // Another store from here on.
         Verb::Close => return history.close(),

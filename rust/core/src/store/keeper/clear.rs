@@ -6,6 +6,7 @@
 
 use super::{Budget, Keeper};
 use crate::event::EventKind;
+use crate::ssd::format::EPOCH_MAX;
 use crate::store::Parts;
 use crate::units::Slot;
 
@@ -19,6 +20,8 @@ const SWEEP_LAG_MAX: u32 = crate::stats::EPOCH_CELLS / 2;
 pub(in crate::store) enum Cleared {
     /// Too many clears wait for the sweep, which has to go on first.
     Later,
+    /// The directory has no such epoch any more; nothing was cleared.
+    NoEpoch(u32),
     /// Done here; where there is an SSD tier, the round by which the disk has it.
     Done(Option<u64>),
 }
@@ -28,6 +31,10 @@ impl Keeper {
     pub(in crate::store) fn clear(&mut self, parts: &Parts) -> Cleared {
         if self.sweeping() && self.unswept_clears >= SWEEP_LAG_MAX {
             return Cleared::Later;
+        }
+        let next = parts.directory.epoch().saturating_add(1);
+        if self.tier.is_some() && next > EPOCH_MAX {
+            return Cleared::NoEpoch(next);
         }
         parts.directory.next_epoch();
         (self.sweep_at, self.sweep_end) = (0, parts.directory.used_headers());

@@ -6,7 +6,7 @@
 //! put waits; a block that is not written is counted with the reason.
 
 use super::jobs::{Begun, Job};
-use super::{Geometry, IDLE_US, OnSsd, Tier, With};
+use super::{End, Geometry, IDLE_US, OnSsd, Tier, With};
 use crate::event::EventKind;
 use crate::io::{Fault, Op};
 use crate::policy::Policy;
@@ -35,9 +35,10 @@ impl Tier {
     pub(super) fn start_cleaning(&mut self, with: &mut With<'_>, budget: &mut Budget) -> bool {
         loop {
             let trust = self.breaker.trust(with.now_us);
-            let quiet = self.superblock.is_pending() || self.syncing.holds_writes() || self.closing;
+            let quiet = self.superblock.is_pending() || self.syncing.holds_writes();
             if trust == Trust::Nothing
                 || quiet
+                || self.end > End::NotYet
                 || !self.writing.has_room(self.geometry.stride_bytes)
             {
                 return true;
@@ -113,7 +114,7 @@ impl Tier {
 
     /// Whether everything that can be written is: nothing is under way, and nothing was found.
     pub(in crate::store) fn has_written(&self) -> bool {
-        self.stuck && self.writing.count == 0 && self.written.is_empty()
+        self.stuck && !self.is_writing()
     }
 
     fn is_to_clean(&self, with: &With<'_>, slot: Slot, generation: u32) -> bool {
@@ -269,7 +270,7 @@ impl Tier {
     fn show_clean(&mut self, with: &mut With<'_>, done: &Done) {
         let Done { slot, ssd, generation, digest, result, .. } = *done;
         let directory = &with.parts.directory;
-        let whole = result == Ok(true);
+        let whole = result == Ok(true) && self.end < End::NoMoreRecords;
         let moving = directory.moving(slot);
         let again = (slot, directory.generation_of(slot));
         if directory.end_clean(slot, whole.then_some(ssd)) {

@@ -1,7 +1,8 @@
 //! The tier at open: what the table says comes back into the index.
 //!
 //! Owns: the way from pages to headers. Never does: read a payload; the first read of each block
-//! verifies it. Invariants: no record is trusted (`ssd::recover` sorts them out); parents come
+//! verifies it; hold the lock for more than a piece, but to sort the records out. Invariants: no record
+//! is trusted (`ssd::recover` sorts them out); parents come
 //! before children, a missing one becomes a hole; what does not come back is blanked; the order is
 //! that of the last use.
 
@@ -9,15 +10,33 @@ use super::{OnSsd, Tier, With};
 use crate::directory::Restored;
 use crate::event::EventKind;
 use crate::policy::Policy;
-use crate::ssd::format::{self, PAGE_BYTES};
-use crate::ssd::recover::{Parent, plan};
+use crate::ssd::format::{self, EPOCH_MAX, PAGE_BYTES};
+use crate::ssd::recover::{Found as Block, Parent, Plan, plan};
 use crate::units::Slot;
 
-/// What came back.
-#[derive(Clone, Copy, Debug, Default)]
-pub(in crate::store) struct Found {
-    pub(in crate::store) blocks: u64,
-    pub(in crate::store) bytes: u64,
+/// So far ahead a bin is asked for before its block is entered.
+const AHEAD: usize = 16;
+
+/// A recovery under way: what is to be entered, and how far that is.
+pub(in crate::store) struct Recovery {
+    plan: Plan,
+    /// Where the first blocks of the plan are now; none where one did not come in.
+    entered: Vec<Option<(Slot, u32)>>,
+    /// How many of those, oldest first, have their place in the order.
+    aged: usize,
+    round: u64,
+}
+
+impl Recovery {
+    /// Blocks entered, and blocks there are.
+    pub(in crate::store) fn progress(&self) -> (u64, u64) {
+        (self.entered.len() as u64, self.plan.blocks.len() as u64)
+    }
+
+    /// The round by which SUPER says on disk that a new epoch has begun.
+    pub(in crate::store) fn round(&self) -> u64 {
+        self.round
+    }
 }
 
 impl Tier {
@@ -49,60 +68,99 @@ impl Tier {
         self.bounce_free.retain(|frame| !frames.contains(&frame.0));
     }
 
-    /// Enters the blocks of all pages, and begins a new epoch: nothing of an earlier one is
-    /// written any more. Returns also the round by which SUPER says so on disk.
-    pub(in crate::store) fn recover(&mut self, with: &mut With<'_>) -> (Found, u64) {
+    /// Sorts out the records of all pages, and begins a new epoch: nothing of an earlier one is
+    /// written any more. Blocks are entered by `enter_some`.
+    ///
+    /// # Errors
+    /// The epoch that would have to begin, where the format has none left; nothing has changed.
+    pub(in crate::store) fn begin_recovery(&mut self, with: &With<'_>) -> Result<Recovery, u32> {
         let clear_epoch = self.superblock.clear_epoch();
         let plan = plan(self.table.records(), clear_epoch, self.geometry.block_bytes);
         #[cfg(all(test, not(loom)))]
         {
             self.sorted_out = plan.counts;
         }
-        let directory = &with.parts.directory;
         let epoch = self.superblock.epoch().max(plan.epoch_max) + 1;
-        directory.set_epoch(epoch);
+        if epoch > EPOCH_MAX {
+            return Err(epoch);
+        }
+        with.parts.directory.set_epoch(epoch);
         let round = self.superblock.boot(epoch);
         for slot in &plan.blank {
             self.table.blank(*slot, with.now_us);
         }
-        let mut found = Found::default();
-        let mut entered: Vec<Option<(Slot, u32)>> = Vec::with_capacity(plan.blocks.len());
-        for (at, block) in plan.blocks.iter().enumerate() {
-            if let Some(soon) = plan.blocks.get(at + 16) {
-                directory.fetch_bin(soon.key);
-            }
-            let (parent, hole) = match block.parent {
-                Some(Parent::Block(at)) => (entered[at as usize], None),
-                Some(Parent::Missing(key)) => {
-                    let hole = directory.hole(key, epoch);
-                    (hole.map(|hole| (hole.slot, hole.generation)), hole)
-                }
-                None => (None, None),
-            };
-            let usage = (block.last_use, block.hits);
-            let (key, ssd, len) = (block.key, block.slot, block.len);
-            let entry = directory.restore(&Restored { key, parent, ssd, len, usage });
-            if let Some(hole) = hole {
-                directory.unpin(hole.slot);
-            }
-            entered.push(entry.map(|entry| (entry.slot, entry.generation)));
-            if entry.is_some() {
-                self.slots.mark_used(ssd);
-                with.log.add(EventKind::Stored, Some(key), "ssd");
-                found.blocks += 1;
-                found.bytes += u64::from(len);
-            } else {
-                self.table.blank(ssd, with.now_us);
-            }
-        }
-        for slot in plan.by_age.iter().filter_map(|at| entered[*at as usize]) {
-            let key = directory.describe(slot.0).0;
-            self.order.insert(slot.0, key.words(), 0, &OnSsd(directory));
-        }
-        with.parts.counters.resident(epoch, found.blocks as i64, found.bytes as i64);
-        self.stats.recovered = found.blocks;
-        self.stats.recovered_bytes = found.bytes;
         self.stats.recovered_orphans = u64::from(plan.counts.orphans);
-        (found, round)
+        Ok(Recovery { entered: Vec::with_capacity(plan.blocks.len()), plan, aged: 0, round })
+    }
+
+    /// Enters at most so many more blocks and puts at most as many in their order of age; whether
+    /// that was all.
+    pub(in crate::store) fn enter_some(
+        &mut self,
+        with: &mut With<'_>,
+        recovery: &mut Recovery,
+        most: usize,
+    ) -> bool {
+        let Recovery { plan, entered, aged, .. } = recovery;
+        let epoch = with.parts.directory.epoch();
+        let before = (self.stats.recovered, self.stats.recovered_bytes);
+        let end = plan.blocks.len().min(entered.len() + most);
+        for at in entered.len()..end {
+            if let Some(soon) = plan.blocks.get(at + AHEAD) {
+                with.parts.directory.fetch_bin(soon.key);
+            }
+            let parent = match plan.blocks[at].parent {
+                Some(Parent::Block(at)) => entered[at as usize],
+                _ => None,
+            };
+            entered.push(self.enter_block(with, &plan.blocks[at], parent, epoch));
+        }
+        let blocks = (self.stats.recovered - before.0) as i64;
+        let bytes = (self.stats.recovered_bytes - before.1) as i64;
+        with.parts.counters.resident(epoch, blocks, bytes);
+        if entered.len() < plan.blocks.len() {
+            return false;
+        }
+        let end = plan.by_age.len().min(*aged + most);
+        let directory = &with.parts.directory;
+        for at in &plan.by_age[*aged..end] {
+            if let Some((slot, _)) = entered[*at as usize] {
+                let key = plan.blocks[*at as usize].key;
+                self.order.insert(slot, key.words(), 0, &OnSsd(directory));
+            }
+        }
+        *aged = end;
+        end == plan.by_age.len()
+    }
+
+    /// Enters one block under its parent, or blanks its record.
+    fn enter_block(
+        &mut self,
+        with: &mut With<'_>,
+        block: &Block,
+        parent: Option<(Slot, u32)>,
+        epoch: u32,
+    ) -> Option<(Slot, u32)> {
+        let directory = &with.parts.directory;
+        let hole = match block.parent {
+            Some(Parent::Missing(key)) => directory.hole(key, epoch),
+            _ => None,
+        };
+        let parent = parent.or(hole.map(|hole| (hole.slot, hole.generation)));
+        let usage = (block.last_use, block.hits);
+        let (key, ssd, len) = (block.key, block.slot, block.len);
+        let entry = directory.restore(&Restored { key, parent, ssd, len, usage });
+        if let Some(hole) = hole {
+            directory.unpin(hole.slot);
+        }
+        if entry.is_some() {
+            self.slots.mark_used(ssd);
+            with.log.add(EventKind::Stored, Some(key), "ssd");
+            self.stats.recovered += 1;
+            self.stats.recovered_bytes += u64::from(len);
+        } else {
+            self.table.blank(ssd, with.now_us);
+        }
+        entry.map(|entry| (entry.slot, entry.generation))
     }
 }

@@ -140,3 +140,23 @@ fn a_step_does_on_the_way_what_falls_due() {
     let again = store.crash(1, false).expect("a disk to open");
     assert_eq!(again.match_prefix(&keys(0..12)).ok(), Some(12));
 }
+
+/// Its blocks went into the slots of bad ones after the table was confirmed: gone at reopen.
+#[test]
+fn what_a_close_calls_written_is_there_again() {
+    let store = open(4, 2);
+    assert_eq!(put(&store, 0..2), 2);
+    assert_eq!(store.flush(Duration::from_secs(5)).ok(), Some(0));
+    (0..2).for_each(|n| spoil(&store, n));
+    let store = store.crash(1, false).expect("a disk to open");
+    faults(&store, |faults| faults.latency_us = [(50_000, 60_000), (10, 20), (10, 20)]);
+    let mut out = vec![0; 2 * 4096];
+    let mut rows = crate::store::RowsMut::packed(&mut out, 4096);
+    let timeout = Some(Duration::from_millis(1));
+    assert_eq!(store.get_within(&keys(0..2), &mut rows, timeout).ok(), Some(0), "too late");
+    assert_eq!(put(&store, 10..12), 2);
+    let closed = store.close(Duration::from_secs(5));
+    assert_eq!((closed.written, closed.left), (2, 0), "the reads have given their slots back");
+    let again = store.crash(2, false).expect("a disk to open");
+    assert_eq!(get(&again, 10..12), 2);
+}

@@ -8,7 +8,7 @@
 
 use super::faults::Trust;
 use super::jobs::Job;
-use super::{SLOTS_FILE, SUPER_FILE, TABLE_FILE, Tier};
+use super::{End, SLOTS_FILE, SUPER_FILE, TABLE_FILE, Tier};
 use crate::arena::{MemoryId, Region, Rows};
 use crate::io::{FileId, Op, Request};
 use crate::ssd::format::{PAGE_BYTES, SUPER_COPIES, Super};
@@ -178,7 +178,7 @@ impl Tier {
 
     pub(super) fn start_settling(&mut self, now_us: u64) {
         let urgent = self.syncing.wanted();
-        if self.closing {
+        if self.end == End::Nothing {
             return;
         }
         if self.breaker.trust(now_us) != Trust::Full && !urgent && !self.superblock.is_pending() {

@@ -20,6 +20,8 @@ pub(in crate::store) struct Outstanding {
     pub(in crate::store) supers: u32,
     pub(in crate::store) dirty_pages: u32,
     pub(in crate::store) slots_free: u32,
+    /// Memory for table pages that is not free.
+    pub(in crate::store) bounce_used: u32,
 }
 
 impl Tier {
@@ -27,6 +29,7 @@ impl Tier {
         let mut out = Outstanding {
             dirty_pages: self.table.dirty_pages() + self.table.in_flight(),
             slots_free: self.slots.free(),
+            bounce_used: self.bounce.frames() - self.bounce_free.len() as u32,
             half_a_super: self.superblock.has_half(),
             ..Outstanding::default()
         };
@@ -48,6 +51,11 @@ impl Tier {
     /// How the records found at open were sorted out.
     pub(in crate::store) fn sorted_out(&self) -> Counts {
         self.sorted_out
+    }
+
+    /// Records of the image that are not free.
+    pub(in crate::store) fn records(&self) -> u64 {
+        self.table.records().count() as u64
     }
 
     /// Whether the disk was given every change of the table.

@@ -7,7 +7,7 @@
 
 use super::clean::Written;
 use super::jobs::Job;
-use super::{Geometry, OnSsd, Tier, With};
+use super::{End, Geometry, OnSsd, Tier, With};
 use crate::arena::Arena;
 use crate::directory::{Block, Commit, Entry, Frames, Home};
 use crate::event::EventKind;
@@ -181,7 +181,8 @@ impl Tier {
         budget: &mut Budget,
     ) -> bool {
         let trust = self.breaker.trust(with.now_us);
-        if trust == Trust::Nothing || self.superblock.is_pending() {
+        let begins = self.end == End::NotYet && !self.superblock.is_pending();
+        if trust == Trust::Nothing || !begins {
             return false;
         }
         let Some(ssd) = self.take_slot(with, budget) else {
@@ -208,6 +209,7 @@ impl Tier {
         whole: bool,
     ) {
         let directory = &with.parts.directory;
+        let whole = whole && self.end < End::NoMoreRecords;
         let mut pinned = whole.then(|| self.enter(with, &staged, completion.digest)).flatten();
         let stored = pinned.is_some();
         if !stored {

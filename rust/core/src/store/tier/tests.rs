@@ -134,7 +134,7 @@ pub(super) fn spoil(store: &Store, n: u64) {
     let disk = &store.world().expect("a simulated disk").disk;
     let file = crate::io::FileId(super::SLOTS_FILE);
     let mut page = vec![0; BLOCK];
-    for slot in 0..64 {
+    for slot in 0..disk.file_len(file) / 4096 {
         disk.read(file, slot * 4096, &mut page);
         if page == fill(n) {
             disk.flip(file, slot * 4096 + 99, 1);

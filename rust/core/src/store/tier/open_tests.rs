@@ -1,0 +1,69 @@
+//! Opening a tier again: its last epoch, and who watches.
+
+use super::SUPER_FILE;
+use super::tests::{config, get, keys, open, put, valid};
+use crate::error::ErrorKind;
+use crate::ssd::format::{EPOCH_MAX, PAGE_BYTES, SUPER_BYTES, Super, newest};
+use crate::store::{Progress, Store};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// A disk with some blocks, whose SUPER has left only so many epochs.
+fn almost_out_of_epochs(blocks: u64, left: u32) -> Arc<Store> {
+    let store = open(16, 64);
+    assert_eq!(put(&store, 0..blocks), blocks as usize);
+    assert_eq!(store.flush(Duration::from_secs(5)).ok(), Some(0));
+    let disk = &store.world().expect("a simulated disk").disk;
+    let mut copies = vec![0; SUPER_BYTES as usize];
+    disk.read(SUPER_FILE, 0, &mut copies);
+    let found = newest(&copies[..PAGE_BYTES], &copies[PAGE_BYTES..]).expect("a good SUPER");
+    let later = Super { epoch: EPOCH_MAX - left, sequence: found.sequence + 2, ..found };
+    disk.write_raw(SUPER_FILE, (later.copy() * PAGE_BYTES) as u64, &later.encode());
+    store
+}
+
+#[test]
+fn a_directory_without_epochs_refuses_and_changes_nothing() {
+    let store = almost_out_of_epochs(4, 2).crash(1, false).expect("one more epoch is left");
+    store.clear().expect("that was the last epoch");
+    assert_eq!(put(&store, 0..4), 4);
+    let refused = store.clear().expect_err("no epoch is left");
+    assert_eq!((refused.kind, refused.code), (ErrorKind::Format, "KS-FMT-005"));
+    assert_eq!(get(&store, 0..4), 4, "nothing was cleared");
+    assert_eq!(store.flush(Duration::from_secs(5)).ok(), Some(0));
+    for _ in 0..2 {
+        let refused = store.crash(2, false).err().expect("no epoch is left");
+        assert_eq!((refused.kind, refused.code), (ErrorKind::Format, "KS-FMT-005"));
+    }
+    valid(&store);
+}
+
+#[test]
+fn an_open_tells_how_far_it_is_and_can_be_ended() {
+    let store = open(16, 6000);
+    let world = store.world().cloned();
+    for chain in 0..1000 {
+        assert_eq!(put(&store, chain * 5..chain * 5 + 5), 5);
+    }
+    assert_eq!(store.flush(Duration::from_secs(5)).ok(), Some(0));
+    assert_eq!(store.close(Duration::from_secs(5)).left, 0);
+    for ends_at in [0, 1, 2, usize::MAX] {
+        let mut heard: Vec<Progress> = Vec::new();
+        let opened = Store::open_on(&config(16, 6000), world.clone(), &mut |progress| {
+            heard.push(progress);
+            heard.len() <= ends_at
+        });
+        assert!(heard.is_sorted_by_key(|told| (told.what == "blocks", told.done)), "{heard:?}");
+        assert!(heard.iter().all(|told| told.done <= told.all), "{heard:?}");
+        if ends_at < usize::MAX {
+            let error = opened.err().expect("the watch has ended it");
+            assert_eq!((error.kind, error.code), (ErrorKind::Ssd, "KS-SSD-107"));
+            continue;
+        }
+        let store = opened.expect("a store");
+        assert!(heard.iter().any(|told| (told.what, told.done, told.all) == ("blocks", 4096, 5000)));
+        assert_eq!(store.match_prefix(&keys(0..5)).ok(), Some(5));
+        assert_eq!(store.stats().blocks, 5000);
+        valid(&store);
+    }
+}
