@@ -26,11 +26,9 @@ CRATES := -p keystow-core
 # Seconds a suite may run after its build; a suite past its cap has a hang or a bug.
 RUST_CAP_S := 300
 LOOM_CAP_S := 300
-# Histories over the simulated disk. `make test` runs the first seeds, the same each time; fresh ones
-# are for `make torture`, which still finds a failure in some millions of operations.
-SIM_SECONDS := 8
+# Histories over the simulated disk: fresh seeds for so long, after all saved ones.
+SIM_SECONDS := 60
 SIM_CAP_S := 120
-export KEYSTOW_SIM_FIRST := 1
 SECONDS_OF_TORTURE = $(if $(filter environment command,$(origin SECONDS)),$(SECONDS),600)
 PYTHON_CAP_S := 900
 # Kills of the crash campaign; its cap goes with them: each takes two to four seconds.
@@ -83,7 +81,7 @@ test-loom: need-cargo ## every interleaving of the loom models
 		|| { echo "== test-loom: no model found, so nothing would be checked" >&2; exit 1; }
 	$(call capped,test-loom,$(LOOM_CAP_S),cargo test --release --locked $(CRATES) --lib loom)
 
-test-sim: need-cargo ## histories over the simulated disk: the first seeds, and all saved ones
+test-sim: need-cargo ## histories over the simulated disk: a minute of fresh seeds, and all saved ones
 	@echo "== test-sim: building the core's tests (release)"
 	@cargo test --release --locked $(CRATES) --lib --no-run
 	$(call capped,test-sim,$(SIM_CAP_S),env KEYSTOW_SIM_SECONDS=$(SIM_SECONDS) \
@@ -91,7 +89,7 @@ test-sim: need-cargo ## histories over the simulated disk: the first seeds, and 
 
 torture: need-cargo ## fresh histories for as long as asked: make torture SECONDS=3600
 	@echo "== torture: $(SECONDS_OF_TORTURE) s"
-	@env -u KEYSTOW_SIM_FIRST KEYSTOW_SIM_SECONDS=$(SECONDS_OF_TORTURE) cargo test --release --locked $(CRATES) --lib \
+	@env KEYSTOW_SIM_SECONDS=$(SECONDS_OF_TORTURE) cargo test --release --locked $(CRATES) --lib \
 		histories_fresh -- --nocapture
 
 test-python: .venv/.dev develop ## pytest over the built package

@@ -119,6 +119,9 @@ fn candidates(
     found
 }
 
+/// So far ahead a cell is asked for before its key is looked for.
+const AHEAD: usize = 16;
+
 /// Candidates by key: open addressing, at most half full.
 struct Index {
     /// {hash 32, candidate + 1 32}; 0 is empty.
@@ -135,11 +138,20 @@ impl Index {
         Self { cells, secret: std::array::from_fn(draw) }
     }
 
-    /// The cell of a key and what is in it; else the empty cell for it, and what to put there.
-    fn cell(&self, found: &[Found], key: &Key) -> (usize, u64) {
+    fn hash(&self, key: &Key) -> u64 {
         let [low, high] = key.words();
         let product = u128::from(low ^ self.secret[0]) * u128::from(high ^ self.secret[1]);
-        let hash = (product >> 64) as u64 ^ product as u64;
+        (product >> 64) as u64 ^ product as u64
+    }
+
+    /// Asks for the cell of a key that will be looked for soon.
+    fn fetch(&self, key: &Key) {
+        crate::sync::prefetch(&self.cells[self.hash(key) as usize & (self.cells.len() - 1)]);
+    }
+
+    /// The cell of a key and what is in it; else the empty cell for it, and what to put there.
+    fn cell(&self, found: &[Found], key: &Key) -> (usize, u64) {
+        let hash = self.hash(key);
         let mut at = hash as usize & (self.cells.len() - 1);
         loop {
             let cell = self.cells[at];
@@ -165,6 +177,9 @@ fn winners(found: &[Found], plan: &mut Plan) -> (Index, Vec<u32>) {
     let mut index = Index::new(found.len());
     let mut depths = vec![UNSEEN; found.len()];
     for (this, block) in found.iter().enumerate() {
+        if let Some(soon) = found.get(this + AHEAD) {
+            index.fetch(&soon.key);
+        }
         let (at, cell) = index.cell(found, &block.key);
         let mut loser = candidate(cell);
         if loser == NONE || block.generation > found[loser as usize].generation {
@@ -183,11 +198,17 @@ fn winners(found: &[Found], plan: &mut Plan) -> (Index, Vec<u32>) {
 
 /// The candidate that is each one's parent; `NONE` where there is none.
 fn links(found: &[Found], index: &Index) -> Vec<u32> {
-    let link = |block: &Found| match block.parent {
-        Some(Parent::Missing(parent)) => candidate(index.cell(found, &parent).1),
-        _ => NONE,
+    let parent_of = |block: &Found| match block.parent {
+        Some(Parent::Missing(parent)) => Some(parent),
+        _ => None,
     };
-    found.iter().map(link).collect()
+    let link = |(at, block)| {
+        if let Some(soon) = found.get(at + AHEAD).and_then(parent_of) {
+            index.fetch(&soon);
+        }
+        parent_of(block).map_or(NONE, |parent| candidate(index.cell(found, &parent).1))
+    };
+    found.iter().enumerate().map(link).collect()
 }
 
 const UNSEEN: u32 = u32::MAX;

@@ -73,11 +73,8 @@ impl Store {
         self.drain();
         let deadline_us = self.deadline_us(timeout);
         let ended = self.write_blocks(deadline_us);
-        let round = if self.driver.is_some() {
-            self.confirm_table(deadline_us)
-        } else {
-            Round::Confirmed
-        };
+        let round =
+            if self.driver.is_some() { self.confirm_table(deadline_us) } else { Round::Confirmed };
         let left = self.parts.directory.count_dirty();
         Ok(match round {
             Round::Confirmed => (left, ended),

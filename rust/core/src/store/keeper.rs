@@ -331,13 +331,8 @@ impl Keeper {
         if !shown && epoch != directory.epoch() as u16 {
             self.clear_block(parts, slot);
         }
-        if let Some((parent, of)) = directory.parent_of(slot)
-            && self.policy.is_retired(parent)
-        {
-            self.policy.take_back(parent);
-            if let Some(tier) = &mut self.tier {
-                tier.wanted_again(parent, of);
-            }
+        if let Some((parent, of)) = directory.parent_of(slot) {
+            self.take_back(parent, of);
         }
         directory.drop_event_pins(slot);
         if shown {
@@ -383,6 +378,7 @@ impl Keeper {
             if !budget.spend() {
                 return false;
             }
+            self.take_back(slot, generation);
             let who = InRam { directory: &parts.directory, tier: self.tier.as_deref() };
             self.policy.touch(slot, &who);
             if let Some((tier, mut with)) = self.tier(parts) {
@@ -391,6 +387,16 @@ impl Keeper {
             self.touch = parts.directory.parent_of(slot).map(|(slot, g)| (slot, g, left - 1));
         }
         true
+    }
+
+    /// Ends a block's retirement, if it is retired; the cleaner has passed it over.
+    fn take_back(&mut self, slot: Slot, generation: u32) {
+        if self.policy.is_retired(slot) {
+            self.policy.take_back(slot);
+            if let Some(tier) = &mut self.tier {
+                tier.wanted_again(slot, generation);
+            }
+        }
     }
 
     /// Retires a run, told tail first, from block `done` on up to the first one with a child that
@@ -437,6 +443,7 @@ impl Keeper {
             if over {
                 self.policy.release(entry.slot);
             } else {
+                self.take_back(entry.slot, entry.generation);
                 retained += usize::from(self.policy.retain(entry.slot, deadline_us));
             }
         }

@@ -162,6 +162,7 @@ pub(super) fn new_super(
         slots_a_file,
         key_check: [0; 16],
         clean: false,
+        distrusted: false,
     }
 }
 

@@ -15,10 +15,10 @@ mod clean;
 mod faults;
 mod jobs;
 mod load;
-mod parts;
-mod recover;
 #[cfg(all(test, not(loom)))]
 mod open_tests;
+mod parts;
+mod recover;
 #[cfg(all(test, not(loom)))]
 mod regressions;
 mod scrub;
@@ -273,11 +273,7 @@ impl Tier {
             Job::Super => self.end_super(with.now_us, begun.frame, whole),
             Job::SyncSuper => self.end_super_sync(with.now_us, completion.result.is_ok()),
             Job::SyncTable | Job::SyncSlots => {
-                let good = completion.result.is_ok();
-                if !good {
-                    self.distrust_table(with.now_us);
-                }
-                self.syncing.synced(good);
+                self.end_sync(with.now_us, completion.result.is_ok());
             }
         }
     }
@@ -413,6 +409,7 @@ impl Tier {
     /// For the keeper: a block whose retirement was taken back is to be written after all.
     pub(super) fn wanted_again(&mut self, slot: Slot, generation: u32) {
         self.redo.push_back((slot, generation));
+        self.stuck = false;
     }
 
     /// Memory of image, slots, order and bits.

@@ -132,6 +132,7 @@ fn super_of(opened: &Opened) -> Super {
         slots_a_file: opened.slots_a_file,
         key_check: [0; 16],
         clean: false,
+        distrusted: false,
     }
 }
 

@@ -13,6 +13,7 @@ pub(super) const SUPER_MAGIC: [u8; 8] = *b"KSTOWSUP";
 /// Where the checksum stands.
 pub(super) const SUPER_CRC_AT: usize = PAGE_BYTES - 8;
 const SUPER_CLEAN: u32 = 1;
+const SUPER_DISTRUSTED: u32 = 2;
 
 const _: () = assert!(size_of::<WireSuper>() == PAGE_BYTES);
 
@@ -43,6 +44,8 @@ pub(crate) struct Super {
     pub(crate) key_check: [u8; 16],
     /// The last owner closed the directory.
     pub(crate) clean: bool,
+    /// A sync failed, and none after it has confirmed every page of the table.
+    pub(crate) distrusted: bool,
 }
 
 /// Why bytes are not a SUPER.
@@ -88,7 +91,9 @@ impl Super {
         let wire = WireSuper::mut_from_bytes(&mut page).expect("a page is as long as a SUPER");
         wire.magic = SUPER_MAGIC;
         wire.version = FORMAT_VERSION.into();
-        wire.flags = (if self.clean { SUPER_CLEAN } else { 0 }).into();
+        let flag = |on, bit| if on { bit } else { 0 };
+        wire.flags =
+            (flag(self.clean, SUPER_CLEAN) | flag(self.distrusted, SUPER_DISTRUSTED)).into();
         wire.uuid = self.uuid;
         wire.sequence = self.sequence.into();
         wire.epoch = self.epoch.into();
@@ -122,7 +127,8 @@ impl Super {
             FORMAT_VERSION => {}
             newer => return Err(Broken::Newer(newer)),
         }
-        if wire.flags.get() & !SUPER_CLEAN != 0 {
+        let flags = wire.flags.get();
+        if flags & !(SUPER_CLEAN | SUPER_DISTRUSTED) != 0 {
             return Err(Broken::Absurd("flags"));
         }
         let found = Self {
@@ -137,7 +143,8 @@ impl Super {
             slots: wire.slots.get(),
             slots_a_file: wire.slots_a_file.get(),
             key_check: wire.key_check,
-            clean: wire.flags.get() & SUPER_CLEAN != 0,
+            clean: flags & SUPER_CLEAN != 0,
+            distrusted: flags & SUPER_DISTRUSTED != 0,
         };
         found.absurdity().map_or(Ok(found), |field| Err(Broken::Absurd(field)))
     }

@@ -27,6 +27,7 @@ fn golden_super() -> Super {
         slots_a_file: 600,
         key_check: [0; 16],
         clean: true,
+        distrusted: false,
     }
 }
 
@@ -160,7 +161,7 @@ fn super_says_what_is_wrong() {
     assert_eq!(Super::decode(&torn), Err(Broken::Torn));
     assert_eq!(Super::decode(&patched(8, 2)), Err(Broken::Newer(2)));
     assert_eq!(Super::decode(&patched(8, 0)), Err(Broken::Absurd("version")));
-    assert_eq!(Super::decode(&patched(12, 2)), Err(Broken::Absurd("flags")));
+    assert_eq!(Super::decode(&patched(12, 4)), Err(Broken::Absurd("flags")));
     assert_eq!(Super::decode(&patched(12, 1 << 31)), Err(Broken::Absurd("flags")));
     // What this format sets aside may be used without a new version.
     assert_eq!(Super::decode(&patched(128, 77)), Ok(golden_super()));
@@ -177,7 +178,7 @@ fn the_newest_whole_copy_counts() {
     torn[4000] ^= 1;
     assert_eq!(newest(&a, &b), Ok(new.clone()));
     assert_eq!(newest(&b, &a), Ok(new));
-    for other in [&empty[..], &junk, &torn, &[], &patched(12, 2)] {
+    for other in [&empty[..], &junk, &torn, &[], &patched(12, 4)] {
         assert_eq!(newest(&a, other), Ok(old.clone()));
         assert_eq!(newest(other, &a), Ok(old.clone()));
         assert_eq!(newest(other, &patched(8, 9)), Err(Broken::Newer(9)));
@@ -188,7 +189,7 @@ fn the_newest_whole_copy_counts() {
     assert_eq!(newest(&empty, &torn), Err(Broken::Torn));
     assert_eq!(newest(&torn, &junk), Err(Broken::Torn));
     assert_eq!(newest(&junk, &empty), Err(Broken::Foreign));
-    assert_eq!(newest(&torn, &patched(12, 2)), Err(Broken::Absurd("flags")));
+    assert_eq!(newest(&torn, &patched(12, 4)), Err(Broken::Absurd("flags")));
 }
 
 #[test]
@@ -279,11 +280,11 @@ fn any_record() -> impl Strategy<Value = Record> {
 /// A sane SUPER.
 fn any_super() -> impl Strategy<Value = Super> {
     let ids = (any::<[u8; 16]>(), any::<[u8; 16]>(), any::<[u8; 32]>(), any::<[u8; 16]>());
-    let numbers = (0..u64::MAX, 1..=EPOCH_MAX, any::<u32>(), any::<bool>());
+    let numbers = (0..u64::MAX, 1..=EPOCH_MAX, any::<u32>(), any::<[bool; 2]>());
     let sizes = (1..=1_u32 << 28, 0..3_u32, 1..=SLOTS_MAX, 1..=u32::MAX);
     (ids, numbers, sizes).prop_map(|(ids, numbers, sizes)| {
         let (uuid, fingerprint, layout_hash, key_check) = ids;
-        let (sequence, epoch, clear, clean) = numbers;
+        let (sequence, epoch, clear, [clean, distrusted]) = numbers;
         let (block_bytes, spare, slots, a_file) = sizes;
         let page = PAGE_BYTES as u32;
         let stride_bytes = block_bytes.next_multiple_of(page) + spare * page;
@@ -302,6 +303,7 @@ fn any_super() -> impl Strategy<Value = Super> {
             slots_a_file,
             key_check,
             clean,
+            distrusted,
         }
     })
 }

@@ -44,6 +44,8 @@ pub(super) struct History {
     pub(super) asked: [u64; 2],
     /// The disk confirmed something it does not have.
     pub(super) lied: bool,
+    /// Payloads may be gone with the power that a sync had confirmed.
+    pub(super) forgetful: bool,
     /// Something went wrong on the disk since the store was opened.
     pub(super) harmed: bool,
     /// A read may have failed or brought other bytes.
@@ -87,6 +89,7 @@ impl History {
             rng,
             asked: [0; 2],
             lied: false,
+            forgetful: false,
             harmed: false,
             reads_harmed: false,
             super_harmed: false,

@@ -6,6 +6,8 @@ use super::history::{Done, FLUSH, History};
 use super::situations::{Situation, What};
 use crate::error::ErrorKind;
 use crate::io::Crash;
+use crate::ssd::format::{PAGE_BYTES, SUPER_BYTES, newest};
+use crate::store::tier::SUPER_FILE;
 
 /// A block written so long ago is warm after a kill.
 const WARM_AFTER_US: u64 = 1_000_000;
@@ -75,6 +77,15 @@ impl History {
         self.super_harmed || self.lied || failed
     }
 
+    /// A sync of the table failed, and SUPER does not say so.
+    fn distrusted_in_vain(&self) -> bool {
+        let mut copies = vec![0; SUPER_BYTES as usize];
+        self.disk(|disk| disk.read(SUPER_FILE, 0, &mut copies));
+        let told = newest(&copies[..PAGE_BYTES], &copies[PAGE_BYTES..]);
+        let told = told.is_ok_and(|found| found.distrusted);
+        !told && self.store.with_tier(|tier, _| tier.distrusts()) == Some(true)
+    }
+
     fn say_sizes(&mut self) {
         let (frames, slots) = (self.plan.frames, self.plan.slots);
         self.say(|| format!("from here on {frames} frames, {slots} slots"));
@@ -88,6 +99,8 @@ impl History {
     }
 
     fn reopen(&mut self, warm: &[usize]) -> Done {
+        // Of pages too, unless the next store hears of it.
+        self.lied |= self.distrusted_in_vain();
         let mut warm = warm;
         if self.rng.one_in(8) {
             let size = self.plan.resize(&mut self.rng);
@@ -123,7 +136,7 @@ impl History {
             }
         };
         self.store = store;
-        let honest = !self.harmed && !self.lied;
+        let honest = !self.harmed && !self.lied && !self.forgetful;
         let keys = self.plan.keys.clone();
         self.there = self.store.contains(&keys).map_err(|error| error.to_string())?;
         let mut came_back = false;
@@ -150,8 +163,8 @@ impl History {
         let waits = self.disk(|disk| disk.faults(|faults| faults.fail_next.is_some()));
         self.harmed = self.stormy || waits;
         self.look()?;
-        // What a sync of an earlier store failed to write, the disk has forgotten that it owes.
-        self.lied |= self.disk(|disk| disk.counts().sync_errors > 0);
+        // Payloads that a sync of an earlier store failed to write, the disk has forgotten it owes.
+        self.forgetful |= self.disk(|disk| disk.counts().sync_errors > 0);
         Ok(())
     }
 }

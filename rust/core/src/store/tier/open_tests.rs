@@ -61,7 +61,9 @@ fn an_open_tells_how_far_it_is_and_can_be_ended() {
             continue;
         }
         let store = opened.expect("a store");
-        assert!(heard.iter().any(|told| (told.what, told.done, told.all) == ("blocks", 4096, 5000)));
+        assert!(
+            heard.iter().any(|told| (told.what, told.done, told.all) == ("blocks", 4096, 5000))
+        );
         assert_eq!(store.match_prefix(&keys(0..5)).ok(), Some(5));
         assert_eq!(store.stats().blocks, 5000);
         valid(&store);

@@ -89,6 +89,10 @@ impl Tier {
         for slot in &plan.blank {
             self.table.blank(*slot, with.now_us);
         }
+        if self.superblock.is_distrusted() {
+            // What was read may be in the disk's cache alone, and its owner believed lost.
+            self.distrust_table(with.now_us);
+        }
         self.stats.recovered_orphans = u64::from(plan.counts.orphans);
         Ok(Recovery { entered: Vec::with_capacity(plan.blocks.len()), plan, aged: 0, round })
     }

@@ -1,7 +1,7 @@
 //! What histories, campaigns and machines have found, one test each.
 
 use super::tests::{config, faults, fill, get, keys, open, put, spoil, ssd, valid};
-use crate::io::PPM;
+use crate::io::{FailNext, Fault, Mishap, Op, PPM};
 use crate::key::Key;
 use crate::store::{PutOptions, Rows, Store};
 use std::time::Duration;
@@ -159,4 +159,40 @@ fn what_a_close_calls_written_is_there_again() {
     assert_eq!((closed.written, closed.left), (2, 0), "the reads have given their slots back");
     let again = store.crash(2, false).expect("a disk to open");
     assert_eq!(get(&again, 10..12), 2);
+}
+
+/// The cleaner had passed it over while it was retired, and never came back.
+#[test]
+fn a_retired_block_that_is_kept_after_all_is_written() {
+    let store = open(8, 64);
+    assert_eq!(put(&store, 0..1) + put(&store, 10..11), 2);
+    assert_eq!(store.retire(&some(&[0])).ok(), Some(1));
+    assert_eq!(store.retire(&some(&[10])).ok(), Some(1));
+    store.step(1_000_000);
+    assert_eq!(ssd(&store).writes, 0, "what its user gave up is not worth a write");
+    assert_eq!(store.retain(&some(&[0]), Duration::from_secs(9)).ok(), Some(1));
+    assert_eq!(get(&store, 10..11), 1);
+    store.step(1_000_000);
+    assert_eq!(ssd(&store).writes, 2);
+    valid(&store);
+}
+
+/// The kernel marks clean what a failed sync did not write, and tells no later process.
+#[test]
+fn a_failed_sync_is_made_good_by_the_next_owner() {
+    for seed in 0..16 {
+        let store = open(8, 64);
+        assert_eq!(put(&store, 0..4), 4);
+        assert_eq!(store.flush(Duration::from_secs(5)).ok(), Some(0));
+        let mishap = Mishap::Error(Fault::Io(5));
+        let next = FailNext { op: Some(Op::Sync), after: 0, mishap, forever: false };
+        faults(&store, |faults| faults.fail_next = Some(next));
+        assert!(store.remove(&keys(3..4), true).is_err(), "the disk has not confirmed it");
+        store.step(100_000);
+        let next = store.crash(seed, false).expect("a disk to open");
+        assert_eq!(next.match_prefix(&keys(0..4)).ok(), Some(3), "it reads what was written");
+        assert_eq!(next.remove(&keys(3..4), true).ok(), Some(0));
+        let last = next.crash(seed, true).expect("a disk to open");
+        assert_eq!(last.contains(&keys(3..4)).ok(), Some(vec![false]), "seed {seed}");
+    }
 }

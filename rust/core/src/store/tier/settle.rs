@@ -57,6 +57,19 @@ impl Superblock {
         self.image.clear_epoch
     }
 
+    /// A sync has failed, or one has confirmed the whole table: the next owner is told, who else
+    /// would take for written what the kernel has given up.
+    fn distrust(&mut self, distrusted: bool) {
+        if self.image.distrusted != distrusted {
+            self.image.distrusted = distrusted;
+            self.ask();
+        }
+    }
+
+    pub(super) fn is_distrusted(&self) -> bool {
+        self.image.distrusted
+    }
+
     /// A new epoch begins, with nothing cleared.
     pub(super) fn boot(&mut self, epoch: u32) -> u64 {
         self.image.epoch = epoch;
@@ -112,13 +125,16 @@ impl Syncing {
         }
     }
 
-    pub(super) fn synced(&mut self, good: bool) {
+    /// A sync of the running round has ended; whether that has confirmed the round.
+    fn synced(&mut self, good: bool) -> bool {
         self.out -= 1;
         self.broken |= !good;
-        if self.out == 0 {
-            let end = if self.broken { &mut self.failed } else { &mut self.done };
-            *end = (*end).max(self.running);
+        if self.out > 0 {
+            return false;
         }
+        let end = if self.broken { &mut self.failed } else { &mut self.done };
+        *end = (*end).max(self.running);
+        !self.broken
     }
 }
 
@@ -174,6 +190,17 @@ impl Tier {
     /// After a failed sync nobody knows what the disk has of the pages: all are written again.
     pub(super) fn distrust_table(&mut self, now_us: u64) {
         (0..self.table.pages()).for_each(|page| self.table.distrust(page, now_us));
+    }
+
+    pub(super) fn end_sync(&mut self, now_us: u64, good: bool) {
+        if !good {
+            self.distrust_table(now_us);
+            self.superblock.distrust(true);
+        }
+        // A round begins when every page is written.
+        if self.syncing.synced(good) {
+            self.superblock.distrust(false);
+        }
     }
 
     pub(super) fn start_settling(&mut self, now_us: u64) {

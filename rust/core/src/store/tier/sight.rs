@@ -58,6 +58,11 @@ impl Tier {
         self.table.records().count() as u64
     }
 
+    /// Whether a sync has failed that no other has made good.
+    pub(in crate::store) fn distrusts(&self) -> bool {
+        self.superblock.is_distrusted()
+    }
+
     /// Whether the disk was given every change of the table.
     pub(in crate::store) fn settled(&self) -> bool {
         self.table.settled()
