@@ -36,11 +36,17 @@ def filesystem(path: Path) -> str:
 
 
 class RawLoop:
-    """A file of its own in `directory`, and threads that move blocks between it and `memory`."""
+    """A file of its own in `directory`, and threads that move blocks between it and `memory`.
 
-    def __init__(self, directory: Path, file_bytes: int, memory: Bytes, threads: int) -> None:
+    ``threads``: for writes and for reads.
+    """
+
+    def __init__(
+        self, directory: Path, file_bytes: int, memory: Bytes, threads: tuple[int, int]
+    ) -> None:
         self.path = directory / "raw"
-        self.file_bytes, self.memory, self.threads = file_bytes, memory, threads
+        self.file_bytes, self.memory = file_bytes, memory
+        self.threads = dict(zip(("write", "read"), threads, strict=True))
         self.at = 0
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         self.direct = True
@@ -53,25 +59,28 @@ class RawLoop:
         os.posix_fallocate(self.file, 0, file_bytes)
         self.write(FILL_BYTES, range(file_bytes // FILL_BYTES))
 
-    def __str__(self) -> str:
+    def told(self, verb: str) -> str:
+        """What it is, for a verb."""
         how = "O_DIRECT" if self.direct else "buffered"
-        return f"raw {how}, {self.threads} threads, {filesystem(self.path)}"
+        return f"raw {how}, {self.threads[verb]} threads, {filesystem(self.path)}"
 
-    def write(self, block_bytes: int, blocks: Sequence[int]) -> float:
-        """Write these blocks of the file, from memory that rotates; the bytes moved."""
-        return self.move(os.pwritev, block_bytes, blocks)
+    def write(self, block_bytes: int, blocks: Sequence[int], source: Bytes | None = None) -> float:
+        """Write these blocks of the file, from memory that rotates; the bytes moved.
+
+        ``source``: rows of which one is copied into that memory before each write.
+        """
+        return self.move("write", block_bytes, blocks, source)
 
     def read(self, block_bytes: int, blocks: Sequence[int]) -> float:
         """Read these blocks of the file into memory that rotates; the bytes moved."""
-        return self.move(os.preadv, block_bytes, blocks)
+        return self.move("read", block_bytes, blocks, None)
 
     def move(
-        self,
-        call: Callable[[int, list[memoryview], int], int],
-        block_bytes: int,
-        blocks: Sequence[int],
+        self, verb: str, block_bytes: int, blocks: Sequence[int], source: Bytes | None
     ) -> float:
         """Share the blocks out among the threads, each taking the next one."""
+        call: Callable[[int, list[memoryview], int], int]
+        call = os.pwritev if verb == "write" else os.preadv
         whole = self.memory.data
         rows = len(whole) // block_bytes
         turns = itertools.count()
@@ -83,6 +92,8 @@ class RawLoop:
             while (turn := next(turns)) < len(blocks):
                 row = (first + turn) % rows * block_bytes
                 offset = blocks[turn] * block_bytes
+                if source is not None:
+                    np.copyto(self.memory[row : row + block_bytes], source[turn % len(source)])
                 try:
                     moved = call(self.file, [whole[row : row + block_bytes]], offset)
                 except OSError as error:
@@ -92,7 +103,7 @@ class RawLoop:
                     wrong.append(f"{moved} of {block_bytes} bytes at {offset}")
                     return
 
-        threads = [threading.Thread(target=work) for _ in range(self.threads)]
+        threads = [threading.Thread(target=work) for _ in range(self.threads[verb])]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -112,7 +123,7 @@ class RawLoop:
             "rw": f"rand{verb}",
             "bs": block_bytes,
             "size": self.file_bytes,
-            "numjobs": self.threads,
+            "numjobs": self.threads[verb],
             "ioengine": "psync",
             "direct": int(self.direct),
             "runtime": FIO_S,

@@ -5,7 +5,8 @@ every block written takes the place of an older one (second pass). Write-behind:
 times RAM a round, put until `flush()` leaves nothing; that includes the table and fdatasync. Get:
 batches of 32 blocks that are on SSD alone, in turn, into huge pages. The raw loop (`raw.py`) moves
 as many bytes in blocks of the same size on a file beside the store's, in its second pass too, with
-as many threads as the store has, without fdatasync and without a pause between batches. That
+as many threads as the store has for it, without fdatasync and without a pause between batches; once
+more it copies each block into its memory before the write, as a put has to. That
 nothing was dropped, and that every block got came from the disk, is checked in every round.
 """
 
@@ -29,8 +30,10 @@ ROOT = Path(__file__).resolve().parent.parent
 LEVEL_SIZE = 1 << 20
 LEAST_RATIO = 0.80
 MOST_TAG_MS_PER_GB = 45.0
-# The threads of the pool engine: as many transfers are under way at once.
-DEPTH = 4
+# The threads of the pool engine, of which background writes take one less: as many transfers are
+# under way at once.
+READERS = 5
+WRITERS = READERS - 1
 # Of the SSD's room, so much is tables.
 TABLE_SHARE = 32
 
@@ -177,23 +180,33 @@ class Bench:
         return self.size.ssd_bytes // self.block_bytes
 
 
-def compare(name: str, bench: Bench, ours: Work, raw: RawLoop, theirs: Work) -> Iterator[Figure]:
-    """Interleave ours with the raw loop: rates, then processor time."""
-    meters = {"keystow": Metered(ours), "raw": Metered(theirs)}
+def compare(
+    name: str, bench: Bench, ours: Work, rival: tuple[str, Work], copying: Work | None = None
+) -> Iterator[Figure]:
+    """Interleave ours with the raw loop: rates, then processor time.
+
+    ``copying``: the same loop with a copy of each block, which a store can't do without.
+    """
+    meters = {"keystow": Metered(ours), "raw": Metered(rival[1])}
+    if copying is not None:
+        meters["copying"] = Metered(copying)
     samples = interleave(meters, bench.size.rounds)
     spent = {who: Sample(tuple(meter.ms_per_gb[1:])) for who, meter in meters.items()}
     title = f"{name} {label(bench.block_bytes)}"
     least = LEAST_RATIO if bench.block_bytes == LEVEL_SIZE else None
     rates = {who: gigabytes(sample) for who, sample in samples.items()}
-    yield Figure(title, "GB/s", rates["keystow"], rates["raw"], str(raw), least_ratio=least)
+    yield Figure(title, "GB/s", rates["keystow"], rates["raw"], rival[0], least_ratio=least)
     yield Figure(f"{title}, CPU", "ms/GB", spent["keystow"], spent["raw"], "raw")
+    if copying is not None:
+        beside_copies = "raw, each block copied first"
+        yield Figure(f"{title}, again", "GB/s", rates["keystow"], rates["copying"], beside_copies)
 
 
 def beside(verb: str, bench: Bench, raw: RawLoop) -> Iterator[Figure]:
     """What fio says of the same file, where it is installed."""
     rate = raw.fio(verb, bench.block_bytes)
     if rate is not None:
-        note = f"psync, {raw.threads} threads, random, small pages"
+        note = f"psync, {raw.threads[verb]} threads, random, small pages"
         sample = gigabytes(Sample((rate,)))
         yield Figure(f"fio {verb} {label(bench.block_bytes)}", "GB/s", sample, note=note)
 
@@ -207,12 +220,14 @@ def one_size(size: Size, block_bytes: int, home: Path, raw: RawLoop) -> Iterator
                 print("the store has no O_DIRECT here", *bench.store.stats().fallbacks)
             bench.fill()
             write = lambda: raw.write(block_bytes, bench.blocks_in_turn())  # noqa: E731
-            yield from compare("ssd write-behind", bench, bench.put, raw, write)
+            copying = lambda: raw.write(block_bytes, bench.blocks_in_turn(), bench.source)  # noqa: E731
+            rival = (raw.told("write"), write)
+            yield from compare("ssd write-behind", bench, bench.put, rival, copying)
             yield from beside("write", bench, raw)
             bench.keep_those_on_ssd()
             bench.verify()
             read = lambda: raw.read(block_bytes, bench.blocks_at_random())  # noqa: E731
-            yield from compare("ssd get", bench, bench.get, raw, read)
+            yield from compare("ssd get", bench, bench.get, (raw.told("read"), read))
             yield from beside("read", bench, raw)
 
 
@@ -228,7 +243,7 @@ def figures(*, quick: bool, directory: Path | None = None) -> Iterator[Figure]:
     size = QUICK if quick else Size()
     with scratch(directory) as home:
         memory = huge_memory(size.ram_bytes)
-        raw = RawLoop(home, size.ssd_bytes, memory, DEPTH)
+        raw = RawLoop(home, size.ssd_bytes, memory, (WRITERS, READERS))
         for block_bytes in size.block_sizes:
             yield from one_size(size, block_bytes, home, raw)
         raw.close()

@@ -234,26 +234,30 @@ impl fmt::Debug for Pool {
 impl Shared {
     /// What one thread does.
     fn serve(&self) {
-        while let Some(request) = self.next() {
+        let mut was_at_rest = false;
+        while let Some(request) = self.next(was_at_rest) {
+            was_at_rest = !request.urgent;
             let completion = self.carry_out(&request);
-            if !request.urgent {
-                lock(&self.queues).at_rest -= 1;
-                self.work.notify_one();
-            }
             self.complete(completion);
         }
         lock(&self.done).threads -= 1;
         self.news.notify_all();
     }
 
-    /// Waits for a request that may begin; none once the pool closes.
-    fn next(&self) -> Option<Request> {
+    /// Waits for a request that may begin; none once the pool closes. `was_at_rest`: the thread
+    /// comes from one that was not urgent, whose place is free again.
+    fn next(&self, was_at_rest: bool) -> Option<Request> {
         let mut queues = lock(&self.queues);
+        queues.at_rest -= usize::from(was_at_rest);
         loop {
             if queues.closed {
                 return None;
             }
             if let Some(request) = queues.urgent.pop_front() {
+                if was_at_rest && !queues.rest.is_empty() {
+                    // Another thread may have found no place free.
+                    self.work.notify_one();
+                }
                 return Some(request);
             }
             if queues.at_rest < queues.at_rest_max

@@ -18,7 +18,7 @@ use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
 /// Threads of the pool engine: as many transfers are under way at once.
-const POOL_THREADS: usize = 4;
+const POOL_THREADS: usize = 5;
 /// Reads of the table under way at once at open; they share the memory for table pages.
 const READ_LANES: u32 = 4;
 const _: () = assert!(PAGES_MAX.is_multiple_of(READ_LANES) && FEW_PAGES.is_multiple_of(READ_LANES));

@@ -127,7 +127,7 @@ pub(super) fn other_layout(
 #[cold]
 pub(super) fn not_a_file(path: &Path) -> Error {
     let message = format!("{} is not a regular file.", path.display());
-    let hint = "remove it, or open with on_mismatch=\"reset\".";
+    let hint = "remove it; on_mismatch=\"reset\" does so too, unless it is a directory.";
     Error::new(ErrorKind::Format, "KS-FMT-004", message, hint).with("path", path.display())
 }
 
