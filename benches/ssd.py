@@ -220,7 +220,9 @@ def one_size(size: Size, block_bytes: int, home: Path, raw: RawLoop) -> Iterator
                 print("the store has no O_DIRECT here", *bench.store.stats().fallbacks)
             bench.fill()
             write = lambda: raw.write(block_bytes, bench.blocks_in_turn())  # noqa: E731
-            copying = lambda: raw.write(block_bytes, bench.blocks_in_turn(), bench.source)  # noqa: E731
+            copying = lambda: raw.write(  # noqa: E731
+                block_bytes, bench.blocks_in_turn(), bench.source
+            )
             rival = (raw.told("write"), write)
             yield from compare("ssd write-behind", bench, bench.put, rival, copying)
             yield from beside("write", bench, raw)

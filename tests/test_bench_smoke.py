@@ -20,7 +20,7 @@ SSD_FIGURES = [
     f"{verb} {size}{what}"
     for size in SIZES[:3]
     for verb in ("ssd write-behind", "ssd get")
-    for what in ("", ", CPU")
+    for what in (("", ", CPU", ", again") if "write" in verb else ("", ", CPU"))
 ]
 FIGURES = [
     *(f"{verb} {size}" for size in SIZES for verb in ("put", "get")),

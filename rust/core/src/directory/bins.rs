@@ -132,7 +132,7 @@ impl Bins {
 
     #[inline]
     pub(crate) fn prefetch(&self, place: Place) {
-        crate::sync::prefetch(&self.lines[place.bin as usize]);
+        super::prefetch(&self.lines[place.bin as usize]);
     }
 
     fn control(&self, place: Place, order: Ordering) -> Control {

@@ -137,7 +137,7 @@ impl Directory {
 
     /// Asks for a header that will be read soon.
     pub(crate) fn fetch_header(&self, slot: Slot) {
-        crate::sync::prefetch(self.header(slot));
+        super::prefetch(self.header(slot));
     }
 
     /// After the word has changed: what the block was; its parent has so many children less.

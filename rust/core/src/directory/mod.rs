@@ -34,7 +34,7 @@ pub(crate) use run::pieces;
 pub(crate) use tiers::{Loaded, Moving, Restored};
 
 use crate::key::Key;
-use crate::sync::{AtomicI64, AtomicU32, Ordering, prefetch};
+use crate::sync::{AtomicI64, AtomicU32, Ordering};
 use crate::units::{FrameId, NONE, Slot, SsdSlot};
 use bins::{Bins, Candidate, Place, Search};
 use header::{Fields, Header};
@@ -141,6 +141,19 @@ pub(crate) struct Directory {
     epoch: AtomicU32,
     holes: AtomicI64,
     holes_max: i64,
+}
+
+/// Asks for a cache line ahead of its use.
+#[inline]
+pub(crate) fn prefetch<T>(item: &T) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a prefetch of a valid reference has no effect but on the cache.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(item).cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = item;
 }
 
 impl Directory {

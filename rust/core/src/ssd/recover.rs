@@ -144,9 +144,9 @@ impl Index {
         (product >> 64) as u64 ^ product as u64
     }
 
-    /// Asks for the cell of a key that will be looked for soon.
+    /// Loads the cell of a key that will be looked for soon.
     fn fetch(&self, key: &Key) {
-        crate::sync::prefetch(&self.cells[self.hash(key) as usize & (self.cells.len() - 1)]);
+        std::hint::black_box(self.cells[self.hash(key) as usize & (self.cells.len() - 1)]);
     }
 
     /// The cell of a key and what is in it; else the empty cell for it, and what to put there.

@@ -1,10 +1,9 @@
 //! The tier at open: what the table says comes back into the index.
 //!
 //! Owns: the way from pages to headers. Never does: read a payload; the first read of each block
-//! verifies it; hold the lock for more than a piece, but to sort the records out. Invariants: no record
-//! is trusted (`ssd::recover` sorts them out); parents come
-//! before children, a missing one becomes a hole; what does not come back is blanked; the order is
-//! that of the last use.
+//! verifies it; hold the lock for more than a piece, but to sort the records out. Invariants: no
+//! record is trusted (`ssd::recover` sorts them out); parents come before children, a missing one
+//! becomes a hole; what does not come back is blanked; the order is that of the last use.
 
 use super::{OnSsd, Tier, With};
 use crate::directory::Restored;
