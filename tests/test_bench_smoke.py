@@ -43,6 +43,7 @@ FIGURES = [
     "reopen, 0.0082 M records",
     "reopen, 0.0082 M records, table alone",
     "simulated store, checked, one core",
+    "simulated store, checked, each of all cores",
 ]
 
 

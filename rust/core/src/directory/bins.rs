@@ -272,7 +272,10 @@ impl Bins {
         for bin in 0..self.lines.len() {
             let place = Place { bin: bin as u32, tag: 0 };
             let control = self.control(place, Ordering::Acquire);
-            for bit in (0..ENTRIES).filter(|bit| control.valid() >> bit & 1 == 1) {
+            let mut valid = control.valid();
+            while valid != 0 {
+                let bit = valid.trailing_zeros() as usize;
+                valid &= valid - 1;
                 let word = self.word(place, control, bit).map_or(0, |w| w.load(Ordering::Relaxed));
                 visit(Slot((word as u32).wrapping_sub(1)));
             }

@@ -35,7 +35,7 @@ impl Directory {
         let (mut count, mut wrong) = (Counted::default(), Vec::new());
         let live = |slot: &Slot| self.header(*slot).state().kind() != Kind::Free;
         let slots: Vec<Slot> = (0..self.used_headers()).map(Slot).filter(live).collect();
-        let mut kids: HashMap<u32, (u32, u32)> = HashMap::new();
+        let mut kids = vec![(0_u32, 0_u32); self.used_headers() as usize];
         let mut protected = vec![false; self.used_headers() as usize];
         let mut on_ssd = HashMap::new();
         for slot in &slots {
@@ -49,7 +49,7 @@ impl Directory {
                 }
             }
             if let Some((parent, generation)) = header.parent() {
-                let counts = kids.entry(parent.0).or_default();
+                let counts = &mut kids[parent.index()];
                 *counts = (counts.0 + u32::from(in_ram), counts.1 + 1);
                 if self.header(parent).state().generation() != generation {
                     wrong.push(format!("slot {}: its parent {} was freed", slot.0, parent.0));
@@ -67,7 +67,7 @@ impl Directory {
         }
         for slot in &slots {
             let header = self.header(*slot);
-            let should = kids.get(&slot.0).copied().unwrap_or_default();
+            let should = kids[slot.index()];
             if header.kids() != should {
                 let is = header.kids();
                 wrong.push(format!("slot {}: children {is:?}, should be {should:?}", slot.0));
@@ -91,18 +91,18 @@ impl Directory {
     }
 
     fn recount_bins(&self, live: &[Slot], wrong: &mut Vec<String>) {
-        let mut entered = HashMap::new();
-        self.bins.each(|slot| *entered.entry(slot.0).or_insert(0_u32) += 1);
+        let mut entered = vec![0_u32; self.used_headers() as usize];
+        self.bins.each(|slot| entered[slot.index()] += 1);
         for slot in live {
             let hidden = self.header(*slot).state().has(HIDDEN);
             let stale = self.header(*slot).epoch() != self.epoch() as u16;
-            let entries = entered.remove(&slot.0).unwrap_or(0);
+            let entries = std::mem::take(&mut entered[slot.index()]);
             // A cleared hole keeps its entry until it goes, or until an insert meets it.
             if entries != u32::from(!hidden) && !(stale && entries == 0) {
                 wrong.push(format!("slot {}: {entries} entries, hidden {hidden}", slot.0));
             }
         }
-        for slot in entered.keys() {
+        for (slot, _) in entered.iter().enumerate().filter(|(_, entries)| **entries > 0) {
             wrong.push(format!("an entry for slot {slot}, which is free"));
         }
     }

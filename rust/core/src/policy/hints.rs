@@ -89,11 +89,13 @@ impl Hints {
         self.retired.as_ref().is_some_and(|retired| retired.list_of(slot).is_some())
     }
 
-    /// Takes a block out of the line: it was used after all.
-    pub(crate) fn take_back(&mut self, slot: Slot) {
-        if let Some(retired) = &mut self.retired {
+    /// Takes a block out of the line, for it was used after all; whether it stood there.
+    pub(crate) fn take_back(&mut self, slot: Slot) -> bool {
+        let stood = self.is_retired(slot);
+        if let Some(retired) = self.retired.as_mut().filter(|_| stood) {
             retired.remove(slot);
         }
+        stood
     }
 
     /// Keeps a block until its deadline as long as anything else can leave; false where others

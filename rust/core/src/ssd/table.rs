@@ -112,17 +112,19 @@ impl Table {
         self.mark(page, now_us);
     }
 
-    /// Takes over a page read from disk.
+    /// Takes over a page read from disk; false where it also has records of slots beyond the last,
+    /// of a time when there were more.
     pub(crate) fn load_page(
         &mut self,
         page: u32,
         sequence: u64,
         records: &[Record; RECORDS_A_PAGE],
-    ) {
+    ) -> bool {
         self.pages[page as usize].sequence = sequence;
         let range = self.range(page);
-        let len = range.len();
-        self.image_mut()[range].copy_from_slice(&records[..len]);
+        let (kept, beyond) = records.split_at(range.len());
+        self.image_mut()[range].copy_from_slice(kept);
+        beyond.iter().all(Record::is_free)
     }
 
     /// The page whose oldest unwritten change is the oldest of all, if it is due and not in flight.

@@ -103,27 +103,37 @@ impl Store {
         let round = self.with_tier(|tier, _| tier.sync(true));
         self.nudge();
         let deadline_us = deadline_us.max(self.deadline_us(self.io_timeout * LAST_TRANSFERS));
-        round.map_or(Round::Failed, |round| self.wait_for_round(round, deadline_us))
+        round.map_or(Round::Failed, |round| {
+            self.wait_for_round(deadline_us, |tier| tier.sync_round(round))
+        })
     }
 
-    /// How the table's round has ended by the deadline.
-    pub(super) fn wait_for_round(&self, round: u64, deadline_us: u64) -> Round {
+    /// How a round of the table or of SUPER has ended by the deadline.
+    pub(super) fn wait_for_round(&self, deadline_us: u64, look: impl Fn(&Tier) -> Round) -> Round {
         let mut end = Round::Pending;
         self.wait_for_tier(deadline_us, || {
-            end = self.with_tier(|tier, _| tier.sync_round(round)).unwrap_or(Round::Failed);
+            end = self.with_tier(|tier, _| look(tier)).unwrap_or(Round::Failed);
             end != Round::Pending
         });
         end
     }
 
-    /// Whether SUPER's round was confirmed by the deadline.
-    pub(super) fn wait_for_super(&self, round: u64, deadline_us: u64) -> bool {
-        let mut end = Round::Pending;
-        self.wait_for_tier(deadline_us, || {
-            end = self.with_tier(|tier, _| tier.super_round(round)).unwrap_or(Round::Failed);
-            end != Round::Pending
-        });
-        end == Round::Confirmed
+    /// The last writes of a store that closes; whether the disk has confirmed the table. What it
+    /// says then is on disk afterwards, and nothing else.
+    fn write_the_last(&self, deadline_us: u64) -> bool {
+        let end = |end| self.with_tier(|tier, _| tier.end = end);
+        let last_us = deadline_us.max(self.deadline_us(self.io_timeout));
+        self.write_blocks(deadline_us);
+        if self.with_tier(|tier, _| tier.is_moving()) == Some(true) {
+            // A read that ends badly gives its slot back, which another block may need.
+            let still = || self.with_tier(|tier, _| tier.is_moving()) != Some(true);
+            self.wait_for_tier(deadline_us.min(self.deadline_us(self.io_timeout)), still);
+            self.write_blocks(deadline_us);
+        }
+        end(End::NoNewBlocks);
+        self.wait_for_tier(last_us, || self.with_tier(|tier, _| tier.is_writing()) != Some(true));
+        end(End::NoMoreRecords);
+        self.confirm_table(deadline_us) == Round::Confirmed
     }
 
     /// Ends the store: writes back for so long, then later calls are refused. The memory goes with
@@ -138,24 +148,13 @@ impl Store {
         };
         let deadline_us = self.deadline_us(timeout);
         self.drain();
-        self.write_blocks(deadline_us);
-        // A read that ends badly gives its slot back, which another block may need.
-        if self.with_tier(|tier, _| tier.is_moving()) == Some(true) {
-            let still = || self.with_tier(|tier, _| tier.is_moving()) != Some(true);
-            self.wait_for_tier(deadline_us.min(self.deadline_us(self.io_timeout)), still);
-            self.write_blocks(deadline_us);
-        }
-        // What is under way ends first: only what the table says then is on disk afterwards.
-        self.with_tier(|tier, _| tier.end = End::NoNewBlocks);
-        let last_us = deadline_us.max(self.deadline_us(self.io_timeout));
-        self.wait_for_tier(last_us, || self.with_tier(|tier, _| tier.is_writing()) != Some(true));
-        self.with_tier(|tier, _| tier.end = End::NoMoreRecords);
-        let written_back = self.confirm_table(deadline_us) == Round::Confirmed;
-        let round = self.with_tier(|tier, _| tier.write_super(written_back));
+        let table_confirmed = self.write_the_last(deadline_us);
+        let round = self.with_tier(|tier, _| tier.write_super(table_confirmed));
         self.nudge();
         let deadline_us = deadline_us.max(self.deadline_us(self.io_timeout));
-        let confirmed = round.is_some_and(|round| self.wait_for_super(round, deadline_us));
-        let confirmed = confirmed && written_back;
+        let round =
+            round.map(|round| self.wait_for_round(deadline_us, |tier| tier.super_round(round)));
+        let confirmed = table_confirmed && round == Some(Round::Confirmed);
         self.with_tier(|tier, _| tier.end = End::Nothing);
         let deadline_us = self.deadline_us(self.io_timeout);
         self.wait_for_tier(deadline_us, || self.with_tier(|tier, _| tier.busy()) != Some(true));

@@ -391,11 +391,10 @@ impl Keeper {
 
     /// Ends a block's retirement, if it is retired; the cleaner has passed it over.
     fn take_back(&mut self, slot: Slot, generation: u32) {
-        if self.policy.is_retired(slot) {
-            self.policy.take_back(slot);
-            if let Some(tier) = &mut self.tier {
-                tier.wanted_again(slot, generation);
-            }
+        if self.policy.take_back(slot)
+            && let Some(tier) = &mut self.tier
+        {
+            tier.wanted_again(slot, generation);
         }
     }
 

@@ -43,7 +43,8 @@ impl Store {
             let round = self.with_tier(|tier, _| tier.sync(false));
             self.nudge();
             let deadline_us = self.deadline_us(self.io_timeout * CONFIRM_TRANSFERS);
-            let end = round.map(|round| self.wait_for_round(round, deadline_us));
+            let end =
+                round.map(|round| self.wait_for_round(deadline_us, |tier| tier.sync_round(round)));
             if end != Some(Round::Confirmed) {
                 return Err(self.unconfirmed("KS-SSD-104", "the table", removed));
             }
@@ -87,7 +88,8 @@ impl Store {
         self.nudge();
         if let Some(round) = round {
             let deadline_us = self.deadline_us(self.io_timeout * CONFIRM_TRANSFERS);
-            if !self.wait_for_super(round, deadline_us) {
+            let end = self.wait_for_round(deadline_us, |tier| tier.super_round(round));
+            if end != Round::Confirmed {
                 return Err(self.unconfirmed("KS-SSD-105", "SUPER", 0));
             }
         }

@@ -69,7 +69,7 @@ pub(super) const SLOTS_FILE: u32 = 2;
 /// Table pages in flight, and the memory they are sealed in: enough to read a table fast at open.
 pub(super) const PAGES_MAX: u32 = 256;
 /// The same of a deterministic store, which is opened often and holds little.
-pub(super) const FEW_PAGES: u32 = 32;
+pub(super) const FEW_PAGES: u32 = 8;
 /// The device counts as idle after so long without a request; then older dirty blocks are cleaned.
 const IDLE_US: u64 = 20_000;
 

@@ -105,7 +105,7 @@ fn uses_ride_along() {
 fn loaded_pages_are_clean_and_go_on_counting() {
     let mut table = Table::new(50, UUID);
     let records: [Record; RECORDS_A_PAGE] = std::array::from_fn(|i| record(i as u8 + 1));
-    table.load_page(1, 77, &records);
+    assert!(!table.load_page(1, 77, &records), "there are records of slots beyond the last");
     assert!(table.settled());
     assert_eq!(table.records().count(), 8, "slots beyond the last are not there");
     assert_eq!(table.records().next(), Some((SsdSlot(42), record(1))));

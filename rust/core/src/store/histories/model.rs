@@ -8,6 +8,8 @@ const BASE: u64 = 0x9E37_79B9_7F4A_7C15;
 /// What a row holds before a read: so many bytes at its start, and after a block's end.
 pub(super) const POISON: u8 = 0xEE;
 pub(super) const POISON_BYTES: usize = 64;
+/// A row of it, to compare with.
+static POISONED: [u8; 8 * WORDS_MAX] = [POISON; 8 * WORDS_MAX];
 
 /// Bytes that some put brought.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,6 +104,19 @@ impl Shelf {
     }
 }
 
+/// The words that a block's bytes are made of, but for its seed: comparing them is then a sum and
+/// a comparison a word.
+static WORDS: [u64; WORDS_MAX] = {
+    let (mut words, mut at) = ([0; WORDS_MAX], 0);
+    while at < WORDS_MAX {
+        words[at] = (at as u64).wrapping_mul(BASE);
+        at += 1;
+    }
+    words
+};
+/// Of the longest block.
+const WORDS_MAX: usize = 1024;
+
 fn seed_of(key: u32, version: u32) -> u64 {
     (u64::from(key) << 32 | u64::from(version)).wrapping_mul(BASE).rotate_left(29)
 }
@@ -115,8 +130,8 @@ pub(super) fn fill(out: &mut [u8], key: usize, version: u32) {
         return;
     }
     let (words, rest) = out.as_chunks_mut::<8>();
-    for (at, word) in (0_u64..).zip(words.iter_mut()) {
-        *word = seed.wrapping_add(at.wrapping_mul(BASE)).to_le_bytes();
+    for (word, own) in words.iter_mut().zip(&WORDS) {
+        *word = seed.wrapping_add(*own).to_le_bytes();
     }
     words[0] = ((key as u64) << 32 | u64::from(version)).to_le_bytes();
     let len = rest.len();
@@ -130,9 +145,11 @@ fn is_filled(bytes: &[u8], key: usize, version: u32) -> bool {
     }
     let (words, rest) = bytes.as_chunks::<8>();
     let mut right = words[0] == ((key as u64) << 32 | u64::from(version)).to_le_bytes();
-    for (at, word) in (1_u64..).zip(&words[1..]) {
-        right &= u64::from_le_bytes(*word) == seed.wrapping_add(at.wrapping_mul(BASE));
+    let mut differs = 0;
+    for (word, own) in words.iter().zip(&WORDS).skip(1) {
+        differs |= u64::from_le_bytes(*word) ^ seed.wrapping_add(*own);
     }
+    right &= differs == 0;
     right && rest == &seed.to_be_bytes()[..rest.len()]
 }
 
@@ -141,7 +158,7 @@ fn is_filled(bytes: &[u8], key: usize, version: u32) -> bool {
 fn holds(row: &[u8], poisoned: usize, key: usize, version: Version) -> bool {
     let len = version.len as usize;
     let behind = &row[len..row.len().min(len.max(poisoned))];
-    is_filled(&row[..len], key, version.number) && behind.iter().all(|byte| *byte == POISON)
+    is_filled(&row[..len], key, version.number) && behind == &POISONED[..behind.len()]
 }
 
 /// Which of the versions a row holds that was poisoned before the read.

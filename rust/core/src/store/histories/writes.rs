@@ -103,15 +103,20 @@ impl History {
         let done = self.store.remove(&keys, durable);
         let good = done.is_ok();
         self.say(|| format!("remove {run:?} durable {durable} -> {:?}", done.map_err(|e| e.code)));
-        self.situations.note(Situation::Unconfirmed, !good);
-        if !good && !self.harmed {
-            return Err("an honest disk did not confirm a remove".to_owned());
-        }
-        let confirmed = good && !self.lied;
+        let confirmed = self.is_confirmed(good, "remove")?;
         for number in run {
             self.shelves[*number].remove(durable, confirmed);
         }
         Ok(())
+    }
+
+    /// Whether a deletion that the disk called good is to be believed; an honest disk says so.
+    fn is_confirmed(&mut self, good: bool, verb: &str) -> Result<bool, String> {
+        self.situations.note(Situation::Unconfirmed, !good);
+        if !good && !self.harmed {
+            return Err(format!("an honest disk did not confirm a {verb}"));
+        }
+        Ok(good && !self.lied)
     }
 
     /// Whether the disk has confirmed it.
@@ -119,11 +124,7 @@ impl History {
         let done = self.store.clear();
         let good = done.is_ok();
         self.say(|| format!("clear -> {:?}", done.map_err(|e| e.code)));
-        self.situations.note(Situation::Unconfirmed, !good);
-        if !good && !self.harmed {
-            return Err("an honest disk did not confirm a clear".to_owned());
-        }
-        let confirmed = good && !self.lied;
+        let confirmed = self.is_confirmed(good, "clear")?;
         self.shelves.iter_mut().for_each(|shelf| shelf.clear(confirmed));
         Ok(good)
     }

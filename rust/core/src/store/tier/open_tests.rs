@@ -69,3 +69,28 @@ fn an_open_tells_how_far_it_is_and_can_be_ended() {
         valid(&store);
     }
 }
+
+/// Its record stood on the page of the last slots, beyond them, and was out of sight for a while.
+#[test]
+fn what_was_removed_from_a_smaller_ssd_is_gone_from_a_larger_one() {
+    let store = open(8, 60);
+    assert_eq!(put(&store, 0..8), 8);
+    for chain in 0..13 {
+        assert_eq!(put(&store, chain * 4..chain * 4 + 4), 4);
+    }
+    let world = store.world().cloned();
+    let opened = |slots| {
+        let opened = Store::open_on(&config(8, slots), world.clone(), &mut |_| true);
+        opened.expect("a store")
+    };
+    assert_eq!(store.close(Duration::from_secs(5)).left, 0);
+    let smaller = opened(44);
+    let all = keys(0..52);
+    let there = smaller.contains(&all).expect("open");
+    let gone = all.iter().zip(there).filter(|(_, there)| !there).map(|(key, _)| *key);
+    let gone: Vec<_> = gone.collect();
+    assert_eq!(gone.len(), 8, "their slots are gone");
+    assert_eq!(smaller.remove(&gone, true).ok(), Some(0));
+    drop(smaller.crash(1, true));
+    assert_eq!(opened(60).contains(&gone).ok(), Some(vec![false; 8]));
+}

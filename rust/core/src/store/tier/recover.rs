@@ -49,7 +49,10 @@ impl Tier {
     pub(in crate::store) fn load_page(&mut self, page: u32, bytes: &[u8], now_us: u64) {
         debug_assert_eq!(bytes.len(), PAGE_BYTES);
         if let Some((sequence, records)) = format::open(bytes, &self.geometry.uuid, page) {
-            self.table.load_page(page, sequence, &records);
+            if !self.table.load_page(page, sequence, &records) {
+                // They must not come back when there are more slots again, removed meanwhile.
+                self.table.distrust(page, now_us);
+            }
         } else if bytes.iter().any(|byte| *byte != 0) {
             self.stats.pages_bad += 1;
             self.table.distrust(page, now_us);

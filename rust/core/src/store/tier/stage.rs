@@ -257,11 +257,10 @@ impl Tier {
         let Commit::Stored { entry, refilled } = committed else { return None };
         with.parts.counters.resident(staged.epoch, 1, i64::from(staged.len));
         directory.count_child(entry.slot, refilled, false);
-        if let Some((parent, of)) = directory.parent_of(entry.slot) {
-            if with.policy.is_retired(parent) {
-                self.wanted_again(parent, of);
-            }
-            with.policy.take_back(parent);
+        if let Some((parent, of)) = directory.parent_of(entry.slot)
+            && with.policy.take_back(parent)
+        {
+            self.wanted_again(parent, of);
         }
         let parent = directory.moving(entry.slot).parent;
         let written = Written { key: staged.key, parent, len: staged.len };
