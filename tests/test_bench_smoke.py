@@ -6,6 +6,7 @@ machine a time is no test.
 
 import json
 import math
+import os
 import shutil
 import subprocess
 import sys
@@ -113,17 +114,24 @@ def test_the_rate_is_read_from_what_the_histories_print(monkeypatch: pytest.Monk
     monkeypatch.syspath_prepend(ROOT / "benches")
     import simulated  # noqa: PLC0415 - a script's folder is on the path only here
 
-    asked: list[dict[str, str]] = []
+    cores = os.sched_getaffinity(0)
+    asked: list[tuple[str, bool]] = []
 
-    def told(_arguments: list[str], environment: dict[str, str]) -> str:
-        asked.append(environment)
+    def told(arguments: list[str], environment: dict[str, str] | None = None) -> str:
+        if environment is None:
+            assert "--no-run" in arguments
+        else:
+            asked.append((environment["KEYSTOW_SIM_FIRST"], len(os.sched_getaffinity(0)) == 1))
         return "17 histories from seed 1, 4242 operations, 212,345 a second\n"
 
     monkeypatch.setattr(simulated.rust, "run", told)
     monkeypatch.setattr(simulated.rust, "found", lambda: True)
-    (figure,) = simulated.figures(quick=False)
-    assert (figure.ours.median, figure.verdict) == (212.345, "ok")
-    assert len({environment["KEYSTOW_SIM_FIRST"] for environment in asked}) == 5
+    alone, together = simulated.figures(quick=False)
+    assert (alone.ours.median, alone.verdict) == (212.345, "ok")
+    assert (together.ours.median, together.verdict) == (212.345, "shown")
+    assert len({seed for seed, _ in asked}) == 5
+    assert [held for _, held in asked[::2]] == [True] * 5, "one core"
+    assert os.sched_getaffinity(0) == cores
     monkeypatch.setattr(simulated.rust, "run", lambda *_: "no such test")
     with pytest.raises(RuntimeError, match="no such test"):
         list(simulated.figures(quick=False))

@@ -196,3 +196,15 @@ fn a_failed_sync_is_made_good_by_the_next_owner() {
         assert_eq!(last.contains(&keys(3..4)).ok(), Some(vec![false]), "seed {seed}");
     }
 }
+
+#[test]
+fn a_flush_whose_sync_fails_does_not_say_that_all_is_safe() {
+    let store = open(8, 64);
+    assert_eq!(put(&store, 0..4), 4);
+    let mishap = Mishap::Error(Fault::Io(5));
+    let next = FailNext { op: Some(Op::Sync), after: 0, mishap, forever: false };
+    faults(&store, |faults| faults.fail_next = Some(next));
+    assert_eq!(store.flush_some(Duration::from_secs(5)).ok(), Some((1, true)), "and ends at once");
+    assert_eq!(store.flush_some(Duration::from_secs(5)).ok(), Some((0, true)));
+    valid(&store);
+}
