@@ -62,7 +62,7 @@ def test_no_device(ssd: Any, code: str, says: str) -> None:
         ({"path": None}, "KS-CFG-214", "NoneType"),
         ({"path": 7}, "KS-CFG-214", "int"),
         ({"path": ""}, "KS-CFG-214", "empty"),
-        ({"engine": "uring"}, "KS-CFG-207", "uring"),
+        ({"engine": "urin"}, "KS-CFG-204", "Did you mean 'uring'?"),
         ({"engine": "pol"}, "KS-CFG-204", "Did you mean 'pool'?"),
         ({"engine": None}, "KS-CFG-204", "engine=None"),
         ({"engine": "sim"}, "KS-CFG-215", "no path"),

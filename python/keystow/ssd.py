@@ -18,6 +18,7 @@ __all__ = ["Ssd", "read_ssd"]
 _DAY_S = 86_400
 # Beyond this no device lasts a minute; keeps every later product finite.
 _DWPD_MAX = 1e6
+_ENGINE_VARIABLE = "KEYSTOW_ENGINE"
 _SEED_MAX = (1 << 64) - 1
 _EXAMPLE = 'for example ssd="/nvme/kv:100GiB" or ssd=Ssd("/nvme/kv", "100GiB").'
 
@@ -34,9 +35,11 @@ class Ssd:
     ``write_bytes_per_s``: payload written a second, on average; or ``dwpd``, how often the capacity
     may be written a day. None: no limit.
 
-    ``engine``: ``"auto"`` (the best that works here), ``"pool"`` (threads), or ``"sim"``: a disk
-    simulated in memory, for tests, with ``path=""``, a ``seed``, and a store with
-    ``deterministic=True`` and ``clock="manual"``. ``on_mismatch``: ``"error"``, or ``"reset"`` to
+    ``engine``: ``"auto"`` (io_uring where a trial in the directory comes back right, else threads),
+    ``"uring"`` (or an error), ``"pool"`` (threads), or ``"sim"``: a disk simulated in memory, for
+    tests, with ``path=""``, a ``seed``, and a store with ``deterministic=True`` and
+    ``clock="manual"``. The environment variable ``KEYSTOW_ENGINE`` (auto, uring, pool) stands in
+    for ``"auto"``. ``on_mismatch``: ``"error"``, or ``"reset"`` to
     start afresh where the directory is broken or of another version.
 
     ``follow``, ``replicated``, ``on_locked`` and ``encryption`` take no other value yet.
@@ -64,7 +67,7 @@ class Ssd:
         *,
         write_bytes_per_s: int | str | None = None,
         dwpd: float | None = None,
-        engine: Literal["auto", "pool", "sim"] = "auto",
+        engine: Literal["auto", "uring", "pool", "sim"] = "auto",
         seed: int = 0,
         member: str = "0",
         follow: None = None,
@@ -130,9 +133,11 @@ def read_ssd(value: object) -> Ssd | None:
 
 
 def _engine(engine: object) -> str:
-    if engine == "uring":
-        raise _not_yet('engine="uring"', 'use engine="auto".', "engine", engine)
-    return check_choice(engine, "engine", _core.ENGINES)
+    checked = check_choice(engine, "engine", _core.ENGINES)
+    forced = os.environ.get(_ENGINE_VARIABLE)
+    if checked != "auto" or not forced:
+        return checked
+    return check_choice(forced, _ENGINE_VARIABLE, [name for name in _core.ENGINES if name != "sim"])
 
 
 def _path(path: object, *, simulated: bool) -> str:

@@ -5,17 +5,22 @@
 //! accepted ends in exactly one completion, or none where a device hangs; until then its memory
 //! is the engine's; a short transfer is a normal result and says how many bytes it moved.
 
+mod choose;
+mod outbox;
 mod pool;
 mod sim;
 #[cfg(all(test, not(loom)))]
 mod tests;
+mod uring;
 
 use std::time::Duration;
 
+use rustix::io::Errno;
 use twox_hash::{XxHash3_64, XxHash3_128};
 
 use crate::arena::{Memory, Region};
 
+pub(crate) use choose::{NoEngine, Wanted, choose};
 pub(crate) use pool::Pool;
 pub(crate) use sim::{Crash, Sim, SimDisk};
 #[cfg(all(test, not(loom)))]
@@ -96,7 +101,7 @@ pub(crate) trait Engine: Send + Sync {
     /// Ends a `reap` that waits now, or the next one.
     fn wake(&self);
 
-    /// Its name, for people: "sim", "pool".
+    /// Its name, for people: "sim", "pool", "uring".
     fn name(&self) -> &'static str;
 
     /// Whether transfers bypass the page cache.
@@ -124,6 +129,24 @@ fn check(memory: &Memory, request: &Request) {
     assert!((request.op == Op::Sync) == (len == 0), "{len} bytes to move: {request:?}");
     let digest_len = request.digest.map_or(0, |digest| digest.len);
     assert!(digest_len <= len, "a digest over more than is moved: {request:?}");
+}
+
+/// What a request asks to be digested of its bytes; 0 where it asks for nothing.
+fn digest_of(request: &Request, bytes: &[u8]) -> u128 {
+    request.digest.map_or(0, |wanted| digest(wanted.seed, &bytes[..wanted.len as usize]))
+}
+
+/// The end of a request that was never begun.
+fn refusal(request: &Request, errno: Errno) -> Completion {
+    Completion { id: request.id, result: Err(fault_of(errno)), digest: 0 }
+}
+
+fn fault_of(errno: Errno) -> Fault {
+    match errno {
+        Errno::NOSPC | Errno::DQUOT => Fault::Full,
+        Errno::ROFS => Fault::ReadOnly,
+        other => Fault::Io(other.raw_os_error()),
+    }
 }
 
 /// The bytes of a region.

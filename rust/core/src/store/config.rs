@@ -49,6 +49,8 @@ pub enum EngineKind {
     Auto,
     /// Threads that read and write.
     Pool,
+    /// One thread and a ring of the kernel's.
+    Uring,
     /// A simulated disk in memory: virtual time, seeded. Needs a deterministic store with a manual
     /// clock.
     Sim,
@@ -56,11 +58,11 @@ pub enum EngineKind {
 
 impl EngineKind {
     /// The names that `parse` knows.
-    pub const NAMES: &'static [&'static str] = &["auto", "pool", "sim"];
+    pub const NAMES: &'static [&'static str] = &["auto", "pool", "uring", "sim"];
 
     /// The engine of this name.
     pub fn parse(name: &str) -> Option<Self> {
-        let all = [Self::Auto, Self::Pool, Self::Sim];
+        let all = [Self::Auto, Self::Pool, Self::Uring, Self::Sim];
         all.into_iter().zip(Self::NAMES).find_map(|(kind, of)| (name == *of).then_some(kind))
     }
 }

@@ -124,7 +124,7 @@ struct Below {
 impl Below {
     fn new(
         config: &StoreConfig,
-        ground: open::Ground,
+        mut ground: open::Ground,
         arena: &Arc<Arena>,
         clock: Option<Arc<std::sync::atomic::AtomicU64>>,
         frames: u64,
@@ -140,7 +140,7 @@ impl Below {
         let tier = open::tier(config, ssd, &ground, &bounce, places, headers);
         let memories = vec![Arc::clone(arena), Arc::clone(&staging), Arc::clone(&bounce)];
         let memory = Memory::new(memories);
-        let engine = open::engine(ground.files, memory, clock, ssd.seed)?;
+        let engine = open::engine(&mut ground, memory, clock, ssd)?;
         let mut notes = ground.notes;
         if !ground.direct {
             notes.push(format!("{}: buffered I/O, through the page cache", ground.path));

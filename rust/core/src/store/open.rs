@@ -8,11 +8,12 @@ use super::tier::{FEW_PAGES, Geometry, PAGES_MAX, Round, TABLE_FILE, Tier};
 use super::{EngineKind, SsdConfig, Store, StoreConfig};
 use crate::arena::{Arena, ArenaConfig, Memory, MemoryId, Prefault, Region, RowsMut};
 use crate::error::{Error, ErrorKind};
-use crate::io::{Completion, Engine, Op, Pool, Request, Sim, SimDisk};
+use crate::io::{self, Completion, Engine, NoEngine, Op, Request, Sim, SimDisk, Wanted};
 use crate::ssd::admit::{Admission, AdmitConfig};
 use crate::ssd::dir::{self, DirConfig, LockGuard};
 use crate::ssd::format::{EPOCH_MAX, PAGE_BYTES, Super};
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
@@ -166,23 +167,42 @@ pub(super) fn new_super(
     }
 }
 
-/// The engine over the files.
+/// The engine over the files, and why it is not the best one.
 pub(super) fn engine(
-    files: Files,
+    ground: &mut Ground,
     memory: Memory,
     clock: Option<Arc<AtomicU64>>,
-    seed: u64,
+    config: &SsdConfig,
 ) -> Result<Box<dyn Engine>, Error> {
-    match (files, clock) {
-        (Files::Sim(disk), Some(clock)) => Ok(Box::new(Sim::new(&disk, clock, memory, seed))),
+    let files = match (std::mem::replace(&mut ground.files, Files::Real(Vec::new())), clock) {
+        (Files::Sim(disk), Some(clock)) => {
+            return Ok(Box::new(Sim::new(&disk, clock, memory, config.seed)));
+        }
         (Files::Sim(_), None) => unreachable!("`check_ssd` has refused it"),
-        (Files::Real(files), _) => {
-            let pool = Pool::new(files, memory, POOL_THREADS).map_err(|error| {
-                let message = format!("the threads of the pool engine did not start: {error}.");
-                let hint = "raise the limit of threads of this process or its cgroup.";
-                Error::new(ErrorKind::Ssd, "KS-SSD-101", message, hint)
-            })?;
-            Ok(Box::new(pool))
+        (Files::Real(files), _) => files,
+    };
+    let wanted = match config.engine {
+        EngineKind::Pool => Wanted::Pool,
+        EngineKind::Uring => Wanted::Uring,
+        EngineKind::Auto | EngineKind::Sim => Wanted::Best,
+    };
+    let scratch = || dir::scratch(Path::new(&ground.path), ground.direct);
+    match io::choose(wanted, files, memory, POOL_THREADS, scratch) {
+        Ok((engine, why)) => {
+            ground.notes.extend(why.map(|why| format!("{}: {why}: threads instead", ground.path)));
+            Ok(engine)
+        }
+        Err(NoEngine::Uring(why)) => {
+            let message = format!("{}: {why}.", ground.path);
+            let hint = "use engine=\"auto\", which falls back to threads, or allow io_uring here \
+                        (kernel.io_uring_disabled, the container's seccomp profile).";
+            let error = Error::new(ErrorKind::Ssd, "KS-SSD-108", message, hint);
+            Err(error.with("errno", why.errno).with("step", why.step))
+        }
+        Err(NoEngine::Pool(error)) => {
+            let message = format!("the threads of the pool engine did not start: {error}.");
+            let hint = "raise the limit of threads of this process or its cgroup.";
+            Err(Error::new(ErrorKind::Ssd, "KS-SSD-101", message, hint))
         }
     }
 }

@@ -1,0 +1,243 @@
+//! The arithmetic of pieces, and what a ring owes beyond what all engines do.
+
+use std::collections::VecDeque;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use rustix::fs::FallocateFlags;
+
+use super::super::outbox::{CLOSE_WAIT, OUTSTANDING_MAX};
+use super::super::tests::{
+    PAGE, PATIENCE, memory, noise, put, region, request, run, scratch, sync, take,
+};
+use super::super::{Digest, Fault, Op, digest};
+use super::transfer::{Back, End, PIECE_BYTES_MAX, Piece, Transfer};
+use super::*;
+use crate::arena::Region;
+
+const EINTR: i32 = -4;
+const EIO: i32 = -5;
+const EAGAIN: i32 = -11;
+const EOPNOTSUPP: i32 = -95;
+
+/// A read of so many bytes, in pieces.
+fn long(len: u32) -> Transfer {
+    Transfer::new(request(1, Op::Read, 0, Region { len, ..region(0, 0) }), 0)
+}
+
+/// Cuts all pieces at once, then gives each back with the next of the answers; how it ended, and
+/// what was asked of the kernel for each answer.
+fn answered(mut transfer: Transfer, answers: &[i32]) -> (Option<End>, Vec<(u32, u32)>) {
+    let mut out: VecDeque<Piece> = std::iter::from_fn(|| transfer.next(0)).collect();
+    let mut asked = Vec::new();
+    for said in answers {
+        assert_eq!(transfer.end(), None, "it ended with pieces out");
+        let mut piece = out.pop_front().expect("a piece for each answer");
+        asked.push(piece.rest());
+        if transfer.back(&mut piece, *said) == Back::Again {
+            out.push_front(piece);
+        }
+    }
+    assert!(out.is_empty(), "{out:?} not answered");
+    (transfer.end(), asked)
+}
+
+fn ok(bytes: u32) -> Option<End> {
+    Some(End::Result(Ok(bytes)))
+}
+
+#[test]
+fn a_long_request_is_cut_and_ends_once() {
+    let most = PIECE_BYTES_MAX;
+    let (end, asked) = answered(long(2 * most + PAGE), &[most as i32, most as i32, PAGE as i32]);
+    assert_eq!(
+        (end, asked),
+        (ok(2 * most + PAGE), vec![(0, most), (most, most), (2 * most, PAGE)])
+    );
+    let (end, asked) = answered(long(most), &[most as i32]);
+    assert_eq!((end, asked), (ok(most), vec![(0, most)]));
+}
+
+#[test]
+fn a_short_piece_is_resumed_where_it_is_aligned() {
+    let page = PAGE as i32;
+    let (end, asked) = answered(long(4 * PAGE), &[page, 2 * page, page]);
+    assert_eq!(
+        (end, asked),
+        (ok(4 * PAGE), vec![(0, 4 * PAGE), (PAGE, 3 * PAGE), (3 * PAGE, PAGE)])
+    );
+    assert_eq!(answered(long(4 * PAGE), &[2 * page, 0]).0, ok(2 * PAGE));
+    assert_eq!(answered(long(4 * PAGE), &[page + 512]).0, ok(PAGE + 512));
+    assert_eq!(answered(long(4 * PAGE), &[0]).0, ok(0));
+}
+
+#[test]
+fn what_was_moved_is_whole_from_the_start() {
+    // The first piece falls short: what came behind it does not count.
+    let most = PIECE_BYTES_MAX as i32;
+    assert_eq!(answered(long(2 * PIECE_BYTES_MAX), &[512, most]).0, ok(512));
+    assert_eq!(answered(long(2 * PIECE_BYTES_MAX), &[most, 512]).0, ok(PIECE_BYTES_MAX + 512));
+}
+
+#[test]
+fn interruptions_are_no_failures_and_end() {
+    let (end, asked) = answered(long(PAGE), &[EINTR, EINTR, PAGE as i32]);
+    assert_eq!((end, asked.len()), (ok(PAGE), 3));
+    let many = [EINTR; super::super::pool::RETRIES_MAX as usize];
+    assert_eq!(answered(long(PAGE), &many).0, Some(End::Result(Err(Fault::Io(4)))));
+}
+
+#[test]
+fn what_a_ring_can_not_do_goes_elsewhere_whole() {
+    for errno in [EAGAIN, EOPNOTSUPP] {
+        let answers = [PIECE_BYTES_MAX as i32, errno];
+        assert_eq!(answered(long(2 * PIECE_BYTES_MAX), &answers).0, Some(End::Elsewhere));
+    }
+    let of_sync = |said| answered(Transfer::new(sync(1), 0), &[said]).0;
+    assert_eq!(of_sync(0), ok(0));
+    assert_eq!(of_sync(EOPNOTSUPP), Some(End::Elsewhere));
+    assert_eq!(of_sync(EAGAIN), Some(End::Result(Err(Fault::Io(11)))));
+    assert_eq!(of_sync(EIO), Some(End::Result(Err(Fault::Io(5)))));
+}
+
+#[test]
+fn the_first_failure_is_told_and_no_piece_is_cut_after_it() {
+    let answers = [EIO, -28];
+    assert_eq!(
+        answered(long(2 * PIECE_BYTES_MAX), &answers).0,
+        Some(End::Result(Err(Fault::Io(5))))
+    );
+    for said in [EIO, EOPNOTSUPP, 512] {
+        let mut transfer = long(3 * PIECE_BYTES_MAX);
+        let mut first = transfer.next(0).expect("a piece");
+        assert_eq!(transfer.back(&mut first, said), Back::Over);
+        assert_eq!(transfer.next(0), None, "after {said}");
+        assert!(transfer.end().is_some());
+    }
+}
+
+/// A ring over a new file of so many bytes; none where the machine has no rings.
+fn ring_over(len: u64, memory: &Memory) -> Option<Uring> {
+    let file = scratch(true, len).or_else(|| scratch(false, len)).expect("a file");
+    let ring = Uring::new(vec![(file.into(), true)], memory.clone());
+    ring.inspect_err(|error| println!("no ring here: {error}")).ok()
+}
+
+#[test]
+fn more_than_a_piece_moves_whole_with_its_digest() {
+    let pages = 3 * PIECE_BYTES_MAX / PAGE + 5;
+    let memory = memory(2 * pages);
+    let Some(ring) = ring_over(u64::from(pages * PAGE), &memory) else { return };
+    let bytes = noise(5, pages * PAGE);
+    put(&memory, region(0, pages), &bytes);
+    let wanted = Digest { seed: 3, len: pages * PAGE - 100 };
+    let expected = digest(3, &bytes[..wanted.len as usize]);
+    for (id, op, at) in [(1, Op::Write, region(0, pages)), (2, Op::Read, region(pages, pages))] {
+        let asked = request(id, op, 0, at);
+        let done = run(&ring, &[Request { digest: Some(wanted), ..asked }]);
+        let right = Completion { id, result: Ok(pages * PAGE), digest: expected };
+        assert_eq!(done, [right]);
+    }
+    assert!(take(&memory, region(pages, pages)) == bytes);
+}
+
+#[test]
+fn memory_is_registered_where_the_limit_allows() {
+    let memory = memory(16);
+    let Some(ring) = ring_over(1 << 16, &memory) else { return };
+    run(&ring, &[request(1, Op::Write, 0, region(0, 16))]);
+    run(&ring, &[request(2, Op::Read, 0, region(0, 16))]);
+    let registered = ring.shared.registered_bytes.load(Ordering::Relaxed);
+    assert_eq!(registered, u64::from(16 * PAGE), "64 KiB fit in every limit but 0");
+}
+
+#[test]
+fn a_file_of_no_such_number_is_refused() {
+    let memory = memory(1);
+    let Some(ring) = ring_over(1 << 16, &memory) else { return };
+    let mut asked = request(9, Op::Read, 0, region(0, 1));
+    asked.file.0 = 7;
+    let done = run(&ring, &[asked]);
+    assert_eq!(done[0].result, Err(Fault::Io(Errno::BADF.raw_os_error())));
+}
+
+#[test]
+fn what_outgrows_the_inbox_ends_busy() {
+    let memory = memory(1);
+    let Some(ring) = ring_over(1 << 16, &memory) else { return };
+    let all: Vec<Request> = (0..=OUTSTANDING_MAX as u64).map(sync).collect();
+    let done = run(&ring, &all);
+    let busy = Err(Fault::Io(Errno::BUSY.raw_os_error()));
+    assert_eq!(done.iter().filter(|done| done.result == busy).count(), 1);
+    assert_eq!(ring.outstanding(), 0);
+}
+
+#[test]
+fn what_the_pool_takes_over_completes_in_the_same_place() {
+    let memory = memory(2);
+    let Some(ring) = ring_over(1 << 16, &memory) else { return };
+    put(&memory, region(0, 1), &noise(1, PAGE));
+    assert!(ring.shared.outbox.admit());
+    ring.shared.elsewhere(request(1, Op::Write, 0, region(0, 1)));
+    let mut done = Vec::new();
+    ring.reap(PATIENCE, &mut done);
+    assert_eq!(done, [Completion { id: 1, result: Ok(PAGE), digest: 0 }]);
+    assert_eq!(run(&ring, &[request(2, Op::Read, 0, region(1, 1))])[0].result, Ok(PAGE));
+    assert_eq!(take(&memory, region(1, 1)), noise(1, PAGE));
+}
+
+#[test]
+fn a_lost_ring_hands_all_that_comes_to_the_pool() {
+    let memory = memory(2);
+    let Some(ring) = ring_over(1 << 16, &memory) else { return };
+    assert_eq!(ring.shared.lose(Errno::PERM), []);
+    put(&memory, region(0, 1), &noise(2, PAGE));
+    assert_eq!(run(&ring, &[request(1, Op::Write, 0, region(0, 1)), sync(2)]).len(), 2);
+    assert!(ring.shared.stand_in.get().is_some_and(Option::is_some), "the ring did it");
+}
+
+#[test]
+fn an_idle_ring_is_dropped_at_once_with_its_memory() {
+    let memory = memory(1);
+    let Some(ring) = ring_over(1 << 16, &memory) else { return };
+    run(&ring, &[sync(1)]);
+    let shared = Arc::downgrade(&ring.shared);
+    let since = Instant::now();
+    drop(ring);
+    assert!(since.elapsed() < CLOSE_WAIT, "{:?}", since.elapsed());
+    assert_eq!(shared.strong_count(), 0);
+}
+
+#[test]
+fn a_drop_waits_for_what_is_in_flight() {
+    let pages = 4 * PIECE_BYTES_MAX / PAGE;
+    let memory = memory(pages);
+    for round in 0..20 {
+        let file = scratch(false, 0).expect("a file");
+        let copy = file.try_clone().expect("dup");
+        rustix::fs::fallocate(&copy, FallocateFlags::empty(), 0, (pages * PAGE).into())
+            .expect("room");
+        let Ok(ring) = Uring::new(vec![(file.into(), false)], memory.clone()) else { return };
+        put(&memory, region(0, pages), &noise(round, pages * PAGE));
+        let all = (0..8).map(|id| request(id, Op::Read, 0, region(0, pages)));
+        ring.submit(&all.collect::<Vec<_>>());
+        let shared = Arc::downgrade(&ring.shared);
+        drop(ring);
+        assert_eq!(shared.strong_count(), 0, "the ring's thread was left behind");
+        // The memory is ours again: nobody writes it any more.
+        let bytes = noise(round + 100, pages * PAGE);
+        put(&memory, region(0, pages), &bytes);
+        assert!(take(&memory, region(0, pages)) == bytes);
+    }
+}
+
+#[test]
+fn an_idle_ring_does_not_spin() {
+    let memory = memory(1);
+    let Some(ring) = ring_over(1 << 16, &memory) else { return };
+    run(&ring, &[sync(1)]);
+    thread::sleep(Duration::from_millis(20));
+    let turns = ring.shared.turns.load(Ordering::Relaxed);
+    thread::sleep(Duration::from_millis(200));
+    assert_eq!(ring.shared.turns.load(Ordering::Relaxed), turns, "it turned with nothing to do");
+}
