@@ -94,6 +94,14 @@ pub(crate) trait Engine: Send + Sync {
     /// bound.
     fn submit(&self, requests: &[Request]);
 
+    /// Carries one request out in this thread and returns its completion, where that is possible
+    /// and soon over; else takes it over like `submit`. It does not go past a deadline that every
+    /// call can keep, and other requests go on meanwhile.
+    fn carry_out(&self, request: &Request) -> Option<Completion> {
+        self.submit(std::slice::from_ref(request));
+        None
+    }
+
     /// Appends what has completed. Waits for the first one, for `wake`, or for `wait`; a simulated
     /// engine moves its clock instead of waiting.
     fn reap(&self, wait: Duration, into: &mut Vec<Completion>);

@@ -8,6 +8,8 @@
 //! What the ring refuses one by one (EOPNOTSUPP, EAGAIN) a pool does, which is started by the first
 //! of them.
 
+mod express;
+mod kernel;
 mod registered;
 mod ring;
 #[cfg(all(test, not(loom)))]
@@ -28,6 +30,7 @@ use rustix::io::Errno;
 use super::outbox::{Crew, Outbox, lock};
 use super::{Completion, Engine, Pool, Request, check, refusal};
 use crate::arena::{Memory, fork_count};
+use express::Express;
 use ring::Ring;
 
 /// Threads of the pool that stands in for single requests.
@@ -49,6 +52,7 @@ struct Shared {
     bell: OwnedFd,
     outbox: Arc<Outbox>,
     crew: Crew,
+    express: Express,
     stand_in: OnceLock<Option<Pool>>,
     registered_bytes: AtomicU64,
     /// How often the ring's thread has looked around.
@@ -79,6 +83,7 @@ impl Uring {
             bell: eventfd(0, EventfdFlags::CLOEXEC)?,
             outbox: Arc::default(),
             crew: Crew::default(),
+            express: Express::new(),
             stand_in: OnceLock::new(),
             registered_bytes: AtomicU64::new(0),
             turns: AtomicU64::new(0),
@@ -97,8 +102,12 @@ impl Uring {
             crew.crew.end();
         };
         shared.crew.begin();
-        let thread = thread::Builder::new().name("keystow-ring".to_owned()).spawn(work)?;
-        told.recv().unwrap_or_else(|_| Err(Errno::IO.into()))?;
+        let thread = thread::Builder::new().name("keystow-ring".to_owned()).spawn(work);
+        let begun = thread.and_then(|thread| {
+            told.recv().unwrap_or_else(|_| Err(Errno::IO.into()))?;
+            Ok(thread)
+        });
+        let thread = begun.inspect_err(|_| shared.express.close(&shared))?;
         Ok(Self { shared, thread: Some(thread), direct, forks_at_birth: fork_count() })
     }
 
@@ -134,7 +143,16 @@ impl Engine for Uring {
         }
     }
 
+    fn carry_out(&self, request: &Request) -> Option<Completion> {
+        check(&self.shared.memory, request);
+        self.shared.express.carry_out(&self.shared, request).unwrap_or_else(|()| {
+            self.submit(std::slice::from_ref(request));
+            None
+        })
+    }
+
     fn reap(&self, wait: Duration, into: &mut Vec<Completion>) {
+        self.shared.express.look(&self.shared);
         self.shared.outbox.reap(wait, into);
     }
 
@@ -162,6 +180,7 @@ impl Drop for Uring {
         self.shared.inbox().closed = true;
         self.shared.ring_bell();
         let ended = self.shared.crew.wait();
+        self.shared.express.close(&self.shared);
         if let Some(thread) = self.thread.take()
             && (ended || thread.is_finished())
         {

@@ -8,7 +8,7 @@ use super::keeper::Budget;
 use super::tier::{End, Round, Tier, With};
 use super::{Closed, Store};
 use crate::error::{Error, ErrorKind};
-use crate::io::Crash;
+use crate::io::{Crash, Op, Request};
 use crate::policy::Policy;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -34,13 +34,40 @@ impl Store {
     ) -> Option<R> {
         let driver = self.driver.as_ref()?;
         let mut requests = Vec::new();
+        let done = self.keep_tier(&mut requests, work);
+        driver.submit(&requests);
+        done
+    }
+
+    /// The same for one read that the caller will wait for: done in this thread, where the engine
+    /// can, which saves the way through two others.
+    pub(super) fn with_tier_at_once<R>(
+        &self,
+        work: impl FnOnce(&mut Tier, &mut With<'_>) -> R,
+    ) -> Option<R> {
+        let driver = self.driver.as_ref()?;
+        let mut requests = Vec::new();
+        let done = self.keep_tier(&mut requests, |tier, with, _| work(tier, with));
+        let ours = requests.iter().position(|request| request.op == Op::Read && request.urgent);
+        let ours = ours.map(|at| requests.swap_remove(at));
+        driver.submit(&requests);
+        if let Some(completion) = ours.and_then(|read| driver.engine.carry_out(&read)) {
+            self.pump(&mut vec![completion]);
+        }
+        done
+    }
+
+    fn keep_tier<R>(
+        &self,
+        requests: &mut Vec<Request>,
+        work: impl FnOnce(&mut Tier, &mut With<'_>, &mut Budget) -> R,
+    ) -> Option<R> {
         let done = self.keep(|keeper, parts, budget| {
             let (tier, mut with) = keeper.tier(parts)?;
             let done = work(tier, &mut with, budget);
-            tier.hand_over(&mut requests);
+            tier.hand_over(requests);
             Some(done)
         });
-        driver.submit(&requests);
         done.flatten()
     }
 

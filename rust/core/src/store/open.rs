@@ -25,6 +25,8 @@ const READ_LANES: u32 = 4;
 const _: () = assert!(PAGES_MAX.is_multiple_of(READ_LANES) && FEW_PAGES.is_multiple_of(READ_LANES));
 /// What an open waits for SUPER, beside the timeout of its transfers.
 const OPEN_TRANSFERS: u32 = 8;
+/// And at least so long: a busy disk takes a tenth of a second for one sync.
+const OPEN_WAIT_MIN: Duration = Duration::from_secs(2);
 
 /// Recovered blocks that are entered in one hold of the keeper's lock.
 const RECOVERED_A_HOLD: usize = 4096;
@@ -282,7 +284,7 @@ impl Store {
         let took_us = begun.elapsed().as_micros() as u64;
         self.with_tier(|tier, _| tier.stats.recovery_us = took_us);
         self.nudge();
-        let wait = self.io_timeout.saturating_mul(OPEN_TRANSFERS);
+        let wait = self.io_timeout.saturating_mul(OPEN_TRANSFERS).max(OPEN_WAIT_MIN);
         let deadline_us = self.deadline_us(wait);
         let mut end = Round::Pending;
         let round = recovery.round();

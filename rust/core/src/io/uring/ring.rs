@@ -16,11 +16,11 @@ use std::time::Duration;
 use io_uring::{IoUring, opcode, squeue, types};
 use rustix::io::Errno;
 
-use super::super::{Completion, Op, Request, bytes_of, digest_of, refusal};
+use super::super::{Completion, Op, bytes_of, digest_of, refusal};
 use super::Shared;
+use super::kernel::{entry, own_ring};
 use super::registered::Registered;
 use super::transfer::{Back, End, Piece, Transfer};
-use crate::arena::Region;
 
 /// In flight of each of the two queues: more is only latency.
 const IN_FLIGHT_BYTES_MAX: u64 = 8 << 20;
@@ -94,35 +94,10 @@ impl<T> Slab<T> {
     }
 }
 
-/// A ring with the best flags that this kernel knows.
-fn set_up() -> io::Result<IoUring> {
-    type Flags = fn(&mut io_uring::Builder);
-    let best: [Flags; 3] = [
-        |builder| {
-            builder.setup_single_issuer().setup_defer_taskrun().setup_submit_all();
-        },
-        |builder| {
-            builder.setup_coop_taskrun();
-        },
-        |_| (),
-    ];
-    let mut refused = io::Error::from_raw_os_error(libc::EINVAL);
-    for flags in best {
-        let mut builder = IoUring::builder();
-        builder.dontfork();
-        flags(&mut builder);
-        match builder.build(ENTRIES) {
-            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => refused = error,
-            other => return other,
-        }
-    }
-    Err(refused)
-}
-
 impl Ring {
     /// For the thread that will run it: the kernel takes calls from no other.
     pub(super) fn new(shared: Arc<Shared>) -> io::Result<Self> {
-        let ring = set_up()?;
+        let ring = own_ring(ENTRIES)?;
         let registered = Registered::new(&ring.submitter(), &shared.memory);
         Ok(Self {
             ring: ManuallyDrop::new(ring),
@@ -242,7 +217,8 @@ impl Ring {
     fn push(&mut self, piece_at: u32) {
         let piece = *self.pieces.get(piece_at);
         let request = self.transfers.get(piece.of).request;
-        let entry = self.entry(&request, &piece).user_data(piece_at.into());
+        let index = self.registered.index_of(request.region);
+        let entry = entry(&self.shared, &request, &piece, index).user_data(piece_at.into());
         self.push_entry(&entry);
     }
 
@@ -251,28 +227,6 @@ impl Ring {
         // its completion has come back, and is leaked where that can't be known.
         let pushed = unsafe { self.ring.submission().push(entry) };
         assert!(pushed.is_ok(), "the ring has room for all pieces");
-    }
-
-    fn entry(&self, request: &Request, piece: &Piece) -> squeue::Entry {
-        let file = types::Fd(self.shared.files[request.file.0 as usize].as_raw_fd());
-        let (from, len) = piece.rest();
-        let offset = request.offset + u64::from(from);
-        let at = request.region.offset + u64::from(from);
-        let region = Region { offset: at, len, ..request.region };
-        if request.op == Op::Sync {
-            return opcode::Fsync::new(file).flags(types::FsyncFlags::DATASYNC).build();
-        }
-        let bytes = self.shared.memory.at(region);
-        match (request.op, self.registered.index_of(region)) {
-            (Op::Read, Some(index)) => {
-                opcode::ReadFixed::new(file, bytes, len, index).offset(offset).build()
-            }
-            (Op::Read, None) => opcode::Read::new(file, bytes, len).offset(offset).build(),
-            (_, Some(index)) => {
-                opcode::WriteFixed::new(file, bytes, len, index).offset(offset).build()
-            }
-            (_, None) => opcode::Write::new(file, bytes, len).offset(offset).build(),
-        }
     }
 
     /// Hands the ring what is new and waits for what comes back, or for the bell. Fails where the

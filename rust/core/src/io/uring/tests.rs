@@ -212,7 +212,7 @@ fn an_idle_ring_is_dropped_at_once_with_its_memory() {
 fn a_drop_waits_for_what_is_in_flight() {
     let pages = 4 * PIECE_BYTES_MAX / PAGE;
     let memory = memory(pages);
-    for round in 0..20 {
+    for round in 0..4 {
         let file = scratch(false, 0).expect("a file");
         let copy = file.try_clone().expect("dup");
         rustix::fs::fallocate(&copy, FallocateFlags::empty(), 0, (pages * PAGE).into())
@@ -240,4 +240,123 @@ fn an_idle_ring_does_not_spin() {
     let turns = ring.shared.turns.load(Ordering::Relaxed);
     thread::sleep(Duration::from_millis(200));
     assert_eq!(ring.shared.turns.load(Ordering::Relaxed), turns, "it turned with nothing to do");
+}
+
+#[test]
+fn a_caller_carries_out_its_own_read() {
+    let memory = memory(4);
+    let Some(ring) = ring_over(1 << 16, &memory) else { return };
+    let bytes = noise(3, 2 * PAGE);
+    put(&memory, region(0, 2), &bytes);
+    run(&ring, &[request(1, Op::Write, 0, region(0, 2))]);
+    let turns = ring.shared.turns.load(Ordering::Relaxed);
+    let wanted = Some(Digest { seed: 5, len: PAGE + 9 });
+    for round in 0..50 {
+        let read = Request { digest: wanted, ..request(2, Op::Read, 0, region(2, 2)) };
+        let done = ring.carry_out(&read).expect("done at once");
+        let expected = digest(5, &bytes[..(PAGE + 9) as usize]);
+        assert_eq!(done, Completion { id: 2, result: Ok(2 * PAGE), digest: expected }, "{round}");
+        assert!(take(&memory, region(2, 2)) == bytes);
+        put(&memory, region(2, 2), &noise(9, 2 * PAGE));
+    }
+    assert!(ring.shared.turns.load(Ordering::Relaxed) <= turns + 1, "the ring's thread was woken");
+    assert_eq!(ring.outstanding(), 0);
+    // Over the end, as every engine has it.
+    let past = request(3, Op::Read, (1 << 16) - u64::from(PAGE), region(2, 2));
+    let short = Completion { id: 3, result: Ok(PAGE), digest: 0 };
+    assert_eq!(ring.carry_out(&past), Some(short));
+}
+
+#[test]
+fn what_is_not_for_a_caller_goes_the_ordinary_way() {
+    let pages = PIECE_BYTES_MAX / PAGE + 1;
+    let memory = memory(pages);
+    let Some(ring) = ring_over(u64::from(pages * PAGE), &memory) else { return };
+    let long = request(1, Op::Read, 0, region(0, pages));
+    let write = request(2, Op::Write, 0, region(0, 1));
+    let mut nowhere = request(3, Op::Read, 0, region(0, 1));
+    nowhere.file.0 = 9;
+    for (asked, result) in [
+        (long, Ok(pages * PAGE)),
+        (write, Ok(PAGE)),
+        (nowhere, Err(Fault::Io(Errno::BADF.raw_os_error()))),
+    ] {
+        assert_eq!(ring.carry_out(&asked), None);
+        let mut done = Vec::new();
+        ring.reap(PATIENCE, &mut done);
+        assert_eq!(done, [Completion { id: asked.id, result, digest: 0 }]);
+    }
+    assert_eq!(ring.outstanding(), 0);
+}
+
+#[test]
+fn callers_at_once_share_one_ring_and_the_rest_go_the_ordinary_way() {
+    const CALLERS: u32 = 4;
+    const READS: u64 = 200;
+    let memory = memory(CALLERS);
+    let Some(ring) = ring_over(1 << 16, &memory) else { return };
+    put(&memory, region(0, 1), &noise(1, PAGE));
+    run(&ring, &[request(1, Op::Write, 0, region(0, 1))]);
+    let queued = AtomicU64::new(0);
+    thread::scope(|scope| {
+        for caller in 0..CALLERS {
+            let (ring, queued) = (&ring, &queued);
+            scope.spawn(move || {
+                for turn in 0..READS {
+                    let id = 100 + u64::from(caller) * READS + turn;
+                    // Each region is read into by one request at a time.
+                    let read = request(id, Op::Read, 0, region(caller, 1));
+                    match ring.carry_out(&read) {
+                        Some(done) => assert_eq!((done.id, done.result), (id, Ok(PAGE))),
+                        None => {
+                            queued.fetch_add(1, Ordering::Relaxed);
+                            break;
+                        }
+                    }
+                }
+            });
+        }
+    });
+    let mut done = Vec::new();
+    while (done.len() as u64) < queued.load(Ordering::Relaxed) {
+        ring.reap(PATIENCE, &mut done);
+    }
+    assert!(done.iter().all(|done| done.result == Ok(PAGE)));
+    assert_eq!(ring.outstanding(), 0);
+}
+
+#[test]
+fn a_late_read_completes_with_the_others() {
+    let memory = memory(1);
+    let (reader, writer) = rustix::pipe::pipe().expect("a pipe");
+    let Ok(ring) = Uring::new(vec![(reader, false)], memory.clone()) else { return };
+    // Nothing is in the pipe yet: the caller gives up waiting.
+    let late = request(7, Op::Read, 0, region(0, 1));
+    assert_eq!(ring.carry_out(&late), None);
+    assert_eq!(ring.outstanding(), 1);
+    let mut done = Vec::new();
+    ring.reap(Duration::ZERO, &mut done);
+    assert_eq!(done, []);
+    // Meanwhile others find the lane taken.
+    rustix::io::write(&writer, &noise(4, PAGE)).expect("room in the pipe");
+    let since = Instant::now();
+    while done.is_empty() {
+        ring.reap(Duration::from_millis(5), &mut done);
+        assert!(since.elapsed() < PATIENCE);
+    }
+    assert_eq!(done, [Completion { id: 7, result: Ok(PAGE), digest: 0 }]);
+    assert!(take(&memory, region(0, 1)) == noise(4, PAGE));
+    assert_eq!(ring.outstanding(), 0);
+}
+
+#[test]
+fn a_read_that_never_ends_keeps_its_memory_past_the_engine() {
+    let memory = memory(1);
+    let (reader, writer) = rustix::pipe::pipe().expect("a pipe");
+    let Ok(ring) = Uring::new(vec![(reader, false)], memory.clone()) else { return };
+    assert_eq!(ring.carry_out(&request(7, Op::Read, 0, region(0, 1))), None);
+    let shared = Arc::downgrade(&ring.shared);
+    drop(ring);
+    assert!(shared.upgrade().is_some(), "the memory of a read under way was given back");
+    drop(writer);
 }
