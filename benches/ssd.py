@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -89,6 +90,7 @@ class Bench:
     block_bytes: int
     directory: Path
     memory: Bytes
+    engine: Literal["auto", "uring", "pool"] = "auto"
     rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(13))
 
     def __post_init__(self) -> None:
@@ -96,7 +98,7 @@ class Bench:
         self.store = keystow.Store(
             block_bytes=self.block_bytes,
             ram=self.size.ram_bytes,
-            ssd=keystow.Ssd(self.directory, room),
+            ssd=keystow.Ssd(self.directory, room, engine=self.engine),
             prefault="now",
         )
         shape = (self.size.batch, self.block_bytes)

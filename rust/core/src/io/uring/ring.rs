@@ -1,8 +1,8 @@
 //! The thread of the ring: it alone touches the ring, from setup to the end.
 //!
 //! Owns: the ring, what is in flight in it, and the turn of the queues. Never does: wait for
-//! anything but the ring. Invariants: at most `IN_FLIGHT_BYTES_MAX` are in flight in each
-//! direction, one piece at least; a read of the eventfd is in the ring whenever it waits, so that
+//! anything but the ring. Invariants: at most `IN_FLIGHT_BYTES_MAX` are in flight of each
+//! queue, one piece at least; a read of the eventfd is in the ring whenever it waits, so that
 //! new requests and completions end the same wait; nothing is dropped that the kernel still uses.
 
 use std::collections::VecDeque;
@@ -11,7 +11,7 @@ use std::mem::ManuallyDrop;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use io_uring::{IoUring, opcode, squeue, types};
 use rustix::io::Errno;
@@ -22,10 +22,12 @@ use super::kernel::{entry, own_ring};
 use super::registered::Registered;
 use super::transfer::{Back, End, Piece, Transfer};
 
-/// In flight of each of the two queues: more is only latency.
-const IN_FLIGHT_BYTES_MAX: u64 = 8 << 20;
-/// Of what is not urgent while something urgent is in flight.
-const BESIDE_URGENT_BYTES_MAX: u64 = 2 << 20;
+/// In flight of each of the two queues: more is only latency, for what is urgent too.
+const IN_FLIGHT_BYTES_MAX: [u64; 2] = [8 << 20, 4 << 20];
+/// Of what is not urgent while something urgent is in flight, and a little longer: who reads in
+/// batches has the next one at hand.
+const BESIDE_URGENT_BYTES_MAX: u64 = 256 << 10;
+const URGENT_AFTERGLOW: Duration = Duration::from_millis(2);
 /// Pieces in flight, both queues together; the ring has room for them and the eventfd.
 const PIECES_MAX: usize = 160;
 const ENTRIES: u32 = 256;
@@ -58,6 +60,8 @@ pub(super) struct Ring {
     bell: ManuallyDrop<Box<u64>>,
     bell_armed: bool,
     failures: u32,
+    /// What is not urgent is held back until then.
+    urgent_until: Option<Instant>,
 }
 
 /// Things by number; numbers are used again.
@@ -109,6 +113,7 @@ impl Ring {
             bell: ManuallyDrop::new(Box::new(0)),
             bell_armed: false,
             failures: 0,
+            urgent_until: None,
         })
     }
 
@@ -169,6 +174,9 @@ impl Ring {
 
     /// Starts as many pieces as may be in flight, what is urgent first.
     fn fill(&mut self) {
+        if self.queues[0].pieces > 0 || !self.queues[0].waiting.is_empty() {
+            self.urgent_until = Some(Instant::now() + URGENT_AFTERGLOW);
+        }
         for which in 0..self.queues.len() {
             while let Some(&at) = self.queues[which].waiting.front() {
                 let Some(len) = self.transfers.get(at).next_len() else {
@@ -191,11 +199,11 @@ impl Ring {
     }
 
     fn has_room(&self, which: usize, len: u32) -> bool {
-        let [urgent, rest] = &self.queues;
-        let (queue, most) = match which {
-            0 => (urgent, IN_FLIGHT_BYTES_MAX),
-            _ if urgent.pieces == 0 => (rest, IN_FLIGHT_BYTES_MAX),
-            _ => (rest, BESIDE_URGENT_BYTES_MAX),
+        let queue = &self.queues[which];
+        let most = if which == 1 && self.urgent_until.is_some_and(|until| Instant::now() < until) {
+            BESIDE_URGENT_BYTES_MAX
+        } else {
+            IN_FLIGHT_BYTES_MAX[which]
         };
         let fits = queue.pieces == 0 || queue.bytes + u64::from(len) <= most;
         fits && self.pieces.used() < PIECES_MAX
