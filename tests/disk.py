@@ -36,7 +36,14 @@ def open_store(root: Path, **options: Any) -> keystow.Store:
     capacity = options.pop("capacity", "4MiB")
     device = {
         name: options.pop(name)
-        for name in ("member", "engine", "on_mismatch", "write_bytes_per_s")
+        for name in (
+            "member",
+            "engine",
+            "on_locked",
+            "on_mismatch",
+            "reclaim",
+            "write_bytes_per_s",
+        )
         if name in options
     }
     options = {"layout": LAYOUT, "ram": 16 * BLOCK_BYTES, **options}

@@ -34,10 +34,12 @@ __all__ = [
     "Store",
     "Trace",
     "__version__",
+    "_directories",
     "_fingerprint",
     "_inspect",
     "_keys_from_parts",
     "_open_readonly",
+    "_remove_directory",
     "_verify",
     "block_keys",
     "replay",
@@ -81,6 +83,10 @@ class _Ssd(Protocol):
     def member(self) -> str: ...
     @property
     def on_mismatch(self) -> str: ...
+    @property
+    def lock_wait_s(self) -> float: ...
+    @property
+    def reclaim(self) -> str: ...
     @property
     def budget_bytes_per_s(self) -> int | None: ...
 
@@ -327,6 +333,7 @@ class Store:
         io_timeout_s: float,
         ssd: _Ssd | None,
         progress: Callable[[str, int, int], object] | None = None,
+        said: Callable[[str], object] | None = None,
     ) -> Self: ...
     @property
     def layout(self) -> Layout: ...
@@ -412,11 +419,13 @@ def block_keys(
     parent: _Parent | None = None,
     salt: str | bytes = ...,
 ) -> Keys: ...
+def _directories(root: str | PathLike[str]) -> list[dict[str, Any]]: ...
 def _fingerprint(description: bytes, namespace: bytes, salt: bytes) -> bytes: ...
 def _inspect(path: str | PathLike[str]) -> list[dict[str, Any]]: ...
 def _open_readonly(
     path: str | PathLike[str], read_layout: Callable[[str], Layout | None]
 ) -> ReadOnlyStore: ...
+def _remove_directory(root: str | PathLike[str], fingerprint: str, name: str) -> None: ...
 def _verify(
     path: str | PathLike[str],
     bytes_per_s: int | None = None,

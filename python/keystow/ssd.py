@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from keystow import _core
-from keystow.config import check_choice, parse_size, refuse_unknown
+from keystow.config import check_choice, parse_duration, parse_size, refuse_unknown
 from keystow.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -19,6 +19,8 @@ _DAY_S = 86_400
 # Beyond this no device lasts a minute; keeps every later product finite.
 _DWPD_MAX = 1e6
 _ENGINE_VARIABLE = "KEYSTOW_ENGINE"
+_WAIT = "wait:"
+_WAIT_UNITS = ("ms", "s", "min")
 _SEED_MAX = (1 << 64) - 1
 _EXAMPLE = 'for example ssd="/nvme/kv:100GiB" or ssd=Ssd("/nvme/kv", "100GiB").'
 
@@ -42,7 +44,12 @@ class Ssd:
     for ``"auto"``. ``on_mismatch``: ``"error"``, or ``"reset"`` to
     start afresh where the directory is broken or of another version.
 
-    ``follow``, ``replicated``, ``on_locked`` and ``encryption`` take no other value yet.
+    ``on_locked``: where another store has the directory, ``"error"``, or ``"wait:30s"`` to wait for
+    it so long at most (ms, s, min; up to a day) and raise only then. ``reclaim``: where the disk
+    lacks room at open, ``"never"``, or ``"unlocked"`` to remove other directories under the root
+    that no store has open, least recently opened first, until it is enough.
+
+    ``follow``, ``replicated`` and ``encryption`` take no other value yet.
 
     Raises ConfigError for what can't be meant.
     """
@@ -58,6 +65,7 @@ class Ssd:
     replicated: bool
     on_locked: str
     on_mismatch: str
+    reclaim: str
     encryption: None
 
     def __init__(
@@ -72,8 +80,9 @@ class Ssd:
         member: str = "0",
         follow: None = None,
         replicated: Literal[False] = False,
-        on_locked: Literal["error"] = "error",
+        on_locked: str = "error",
         on_mismatch: Literal["error", "reset"] = "error",
+        reclaim: Literal["never", "unlocked"] = "never",
         encryption: None = None,
         **unknown: Never,
     ) -> None:
@@ -82,7 +91,6 @@ class Ssd:
         later = (
             ("follow", follow, None),
             ("replicated", replicated, False),
-            ("on_locked", on_locked, "error"),
             ("encryption", encryption, None),
         )
         for name, value, only in later:
@@ -97,7 +105,10 @@ class Ssd:
         put(self, "engine", checked)
         put(self, "seed", _seed(seed))
         put(self, "member", _member(member))
+        _lock_wait_s(on_locked)
+        put(self, "on_locked", on_locked)
         put(self, "on_mismatch", check_choice(on_mismatch, "on_mismatch", ("error", "reset")))
+        put(self, "reclaim", check_choice(reclaim, "reclaim", ("never", "unlocked")))
         for name, _, only in later:
             put(self, name, only)
 
@@ -107,6 +118,11 @@ class Ssd:
         if self.dwpd is None:
             return self.write_bytes_per_s
         return max(1, round(self.capacity * self.dwpd / _DAY_S))
+
+    @property
+    def lock_wait_s(self) -> float:
+        """How long an open waits for a directory that another store has; 0: not at all."""
+        return _lock_wait_s(self.on_locked)
 
 
 def read_ssd(value: object) -> Ssd | None:
@@ -138,6 +154,24 @@ def _engine(engine: object) -> str:
     if checked != "auto" or not forced:
         return checked
     return check_choice(forced, _ENGINE_VARIABLE, [name for name in _core.ENGINES if name != "sim"])
+
+
+def _lock_wait_s(on_locked: object) -> float:
+    if on_locked == "error":
+        return 0.0
+    if on_locked == "ram":
+        raise _not_yet('on_locked="ram"', "leave on_locked= out.", "on_locked", on_locked)
+    if isinstance(on_locked, str) and on_locked.startswith(_WAIT):
+        seconds = parse_duration(on_locked.removeprefix(_WAIT), _WAIT_UNITS)
+        if seconds is not None and seconds <= _DAY_S:
+            return seconds
+    raise ConfigError(
+        f"on_locked={on_locked!r} is unknown.",
+        code="KS-CFG-219",
+        hint='give "error", or "wait:" and a time up to a day: "wait:30s", "wait:500ms", '
+        '"wait:10min".',
+        context={"on_locked": on_locked},
+    )
 
 
 def _path(path: object, *, simulated: bool) -> str:

@@ -57,9 +57,9 @@ class Store(_core.Store):
     ``deterministic``: no threads and no reserves, for tests; ``clock="manual"`` goes with it.
 
     Raises ConfigError for unknown options (naming the nearest), absurd sizes and more memory than
-    there is; StoreLockedError where another store has the directory; FormatError where that is
-    broken or of another version; SsdError where the disk does not do what is asked. What was found
-    there, and what has to be done without, is logged (logger ``keystow``).
+    there is; StoreLockedError where another store has the directory (``Ssd(on_locked=...)``);
+    FormatError where that is broken or of another version; SsdError where the disk does not do what
+    is asked. What was found there, and what has to be done without, is logged (logger ``keystow``).
 
     Any method may be called from any thread. A forked child and a closed store raise
     StoreClosedError; a store can't be pickled.
@@ -112,6 +112,7 @@ class Store(_core.Store):
             io_timeout_s=_io_timeout_s(io_timeout_s, device),
             ssd=device,
             progress=_log_progress,
+            said=_log_said,
         )
         if device is not None:
             _log_open(store)
@@ -172,6 +173,12 @@ def _log_progress(what: str, done: int, there_are: int) -> None:
     logging.getLogger("keystow").info(
         "recovering: %s of %s %s", f"{done:,}", f"{there_are:,}", what
     )
+
+
+def _log_said(sentence: str) -> None:
+    import logging  # noqa: PLC0415 - as below
+
+    logging.getLogger("keystow").warning("%s", sentence)
 
 
 def _log_open(store: Store) -> None:

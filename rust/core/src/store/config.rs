@@ -67,6 +67,16 @@ impl EngineKind {
     }
 }
 
+/// What an open does where somebody else has the directory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnLocked {
+    /// It fails.
+    #[default]
+    Fail,
+    /// It waits so long at most, then it fails.
+    Wait(Duration),
+}
+
 /// An SSD tier.
 #[derive(Clone, Debug)]
 pub struct SsdConfig {
@@ -88,6 +98,11 @@ pub struct SsdConfig {
     pub write_bytes_per_s: Option<u64>,
     /// Start afresh where the directory is of another format or layout, or broken.
     pub reset_on_mismatch: bool,
+    /// What to do where another store has the directory.
+    pub on_locked: OnLocked,
+    /// Where room is short at open, remove other directories under the root that nobody has open,
+    /// the least recently opened first, until it is enough.
+    pub reclaim: bool,
     /// Slots of one file; 0 is the default.
     pub slots_a_file: u32,
 }
@@ -105,6 +120,8 @@ impl SsdConfig {
             layout: String::new(),
             write_bytes_per_s: None,
             reset_on_mismatch: false,
+            on_locked: OnLocked::default(),
+            reclaim: false,
             slots_a_file: 0,
         }
     }

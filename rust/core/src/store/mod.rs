@@ -14,6 +14,7 @@ mod config;
 mod driver;
 mod flush;
 mod gate;
+mod gc;
 mod get;
 mod hint;
 mod inspect;
@@ -29,6 +30,7 @@ mod scrub;
 mod simulated;
 mod tier;
 mod validate;
+mod wait;
 
 #[cfg(all(test, not(loom)))]
 mod histories;
@@ -37,7 +39,10 @@ mod tests;
 
 pub use crate::arena::{Prefault, Rows, RowsMut};
 pub use crate::event::{Event, EventKind};
-pub use config::{BLOCK_BYTES_MAX, EngineKind, FRAMES_MAX, PolicyKind, SsdConfig, StoreConfig};
+pub use config::{
+    BLOCK_BYTES_MAX, EngineKind, FRAMES_MAX, OnLocked, PolicyKind, SsdConfig, StoreConfig,
+};
+pub use gc::{StoreDirectory, directories, remove_directory};
 pub use inspect::{Contents, Inspected, Snapshot, SnapshotStats, Verified, inspect, verify};
 pub use keeper::LOCK_BLOCKS_MAX;
 pub use lease::Lease;
@@ -197,8 +202,8 @@ impl Store {
         let (frames, stride_bytes) = config.frames()?;
         let forks = fork_count();
         let block_bytes = config.block_bytes as u32;
-        let survey = |ssd| open::survey(ssd, block_bytes, stride_bytes, world.as_ref());
-        let ground = config.ssd.as_ref().map(survey).transpose()?;
+        let mut survey = |ssd| open::survey(ssd, block_bytes, stride_bytes, world.as_ref(), watch);
+        let ground = config.ssd.as_ref().map(&mut survey).transpose()?;
         let arena = Self::map(config, MemoryId::ARENA, frames.max(1), stride_bytes)?;
         let ssd_slots = ground.as_ref().map_or(0, |ground| ground.superblock.slots);
         let directory = Directory::new(frames.saturating_add(ssd_slots));

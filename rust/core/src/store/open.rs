@@ -5,12 +5,13 @@
 
 use super::simulated::{SimWorld, simulated};
 use super::tier::{FEW_PAGES, Geometry, PAGES_MAX, Round, TABLE_FILE, Tier};
+use super::wait::open_directory;
 use super::{EngineKind, SsdConfig, Store, StoreConfig};
 use crate::arena::{Arena, ArenaConfig, Memory, MemoryId, Prefault, Region, RowsMut};
 use crate::error::{Error, ErrorKind};
 use crate::io::{self, Completion, Engine, NoEngine, Op, Request, Sim, SimDisk, Wanted};
 use crate::ssd::admit::{Admission, AdmitConfig};
-use crate::ssd::dir::{self, DirConfig, LockGuard};
+use crate::ssd::dir::{DirConfig, LockGuard};
 use crate::ssd::format::{EPOCH_MAX, PAGE_BYTES, Super};
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -31,26 +32,45 @@ const OPEN_WAIT_MIN: Duration = Duration::from_secs(2);
 /// Recovered blocks that are entered in one hold of the keeper's lock.
 const RECOVERED_A_HOLD: usize = 4096;
 
-/// How far the recovery of an SSD tier is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Progress {
-    /// "pages" of the table that are read, then "blocks" that are entered.
-    pub what: &'static str,
-    /// So many are done.
-    pub done: u64,
-    /// So many there are.
-    pub all: u64,
+/// How far an open of an SSD tier is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// One sentence for the log.
+    Said(String),
+    /// It waits for another store to give the directory up.
+    Waits {
+        /// So long already.
+        waited: Duration,
+        /// So long at most.
+        most: Duration,
+    },
+    /// It recovers what is there.
+    Recovers {
+        /// "pages" of the table that are read, then "blocks" that are entered.
+        what: &'static str,
+        /// So many are done.
+        done: u64,
+        /// So many there are.
+        all: u64,
+    },
 }
 
-/// Hears of the progress of an open, some thousand blocks at a time; false ends it.
+/// Hears of the progress of an open, some thousand blocks or part of a second at a time; false ends
+/// it.
 pub type Watch<'a> = dyn FnMut(Progress) -> bool + 'a;
 
-fn go_on(watch: &mut Watch<'_>, progress: Progress) -> Result<(), Error> {
+pub(super) fn go_on(watch: &mut Watch<'_>, progress: Progress) -> Result<(), Error> {
+    let at = match &progress {
+        Progress::Said(_) => String::new(),
+        Progress::Waits { waited, most } => {
+            format!(" after {:.1} of {:.1} s", waited.as_secs_f64(), most.as_secs_f64())
+        }
+        Progress::Recovers { what, done, all } => format!(" after {done} of {all} {what}"),
+    };
     if watch(progress) {
         return Ok(());
     }
-    let Progress { what, done, all } = progress;
-    let message = format!("the open was interrupted after {done} of {all} {what}.");
+    let message = format!("the open was interrupted{at}.");
     let hint = "open the store again: the directory is as it was.";
     Err(Error::new(ErrorKind::Ssd, "KS-SSD-107", message, hint))
 }
@@ -95,11 +115,12 @@ pub(super) fn survey(
     block_bytes: u32,
     stride_bytes: u32,
     world: Option<&SimWorld>,
+    watch: &mut Watch<'_>,
 ) -> Result<Ground, Error> {
     if let Some(world) = world {
         return simulated(config, block_bytes, stride_bytes, world);
     }
-    let opened = dir::open(&DirConfig {
+    let directory = DirConfig {
         root: &config.path,
         fingerprint: config.fingerprint,
         member: &config.member,
@@ -107,10 +128,12 @@ pub(super) fn survey(
         capacity_bytes: config.capacity_bytes,
         stride_bytes,
         reset_on_mismatch: config.reset_on_mismatch,
+        reclaim: config.reclaim,
         read_only: false,
         slots_a_file: config.slots_a_file,
         direct: true,
-    })?;
+    };
+    let opened = open_directory(&directory, config.on_locked, watch)?;
     let fresh = opened.fresh;
     let superblock = opened.super_block.unwrap_or_else(|| {
         let slots = (opened.slots, opened.slots_a_file);
@@ -279,7 +302,7 @@ impl Store {
             .ok_or_else(poisoned)?
         {
             let (done, all) = recovery.progress();
-            go_on(watch, Progress { what: "blocks", done, all })?;
+            go_on(watch, Progress::Recovers { what: "blocks", done, all })?;
         }
         let took_us = begun.elapsed().as_micros() as u64;
         self.with_tier(|tier, _| tier.stats.recovery_us = took_us);
@@ -335,7 +358,8 @@ impl Store {
             if out.iter().all(Option::is_none) {
                 return Ok(());
             }
-            go_on(watch, Progress { what: "pages", done: next.into(), all: pages.into() })?;
+            let (done, all) = (next.into(), pages.into());
+            go_on(watch, Progress::Recovers { what: "pages", done, all })?;
             driver.engine.reap(Duration::from_millis(10), &mut reaped);
             for completion in reaped.drain(..) {
                 let lane = completion.id as usize;

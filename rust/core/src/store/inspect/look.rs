@@ -85,6 +85,7 @@ impl Look {
             capacity_bytes: 0,
             stride_bytes: 0,
             reset_on_mismatch: false,
+            reclaim: false,
             read_only: true,
             slots_a_file: 0,
             direct,
