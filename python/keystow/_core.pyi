@@ -34,12 +34,19 @@ __all__ = [
     "Store",
     "Trace",
     "__version__",
+    "_cgroup_limits",
+    "_cores",
+    "_cpu_features",
     "_fingerprint",
     "_inspect",
     "_keys_from_parts",
     "_open_readonly",
+    "_probe_directory",
+    "_probe_pages",
+    "_ram_limit",
     "_verify",
     "block_keys",
+    "io_uring_refusal",
     "replay",
 ]
 
@@ -425,3 +432,10 @@ def _verify(
 def _keys_from_parts(
     packed: bytes, fingerprint: bytes, parent: bytes | None, block_tokens: int | None
 ) -> Keys: ...
+def io_uring_refusal(directory: str | PathLike[str] | None = None) -> tuple[int, str] | None: ...
+def _probe_directory(path: str | PathLike[str]) -> dict[str, Any] | tuple[str, int]: ...
+def _probe_pages() -> tuple[int, int, list[str]]: ...
+def _ram_limit() -> tuple[int, str]: ...
+def _cgroup_limits() -> tuple[str, tuple[int, str] | None, tuple[int, str] | None]: ...
+def _cores() -> int: ...
+def _cpu_features() -> list[str]: ...

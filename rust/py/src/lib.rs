@@ -7,8 +7,8 @@
 //! no call waits, copies, or looks up more than `FEW_KEYS` keys while attached to the interpreter.
 //!
 //! One file a thing: `keys` and `make_keys`, `tokens`, `memory` (blocks and outs), `store` with its
-//! `handle` and `ssd`, `matched`, `lease`, `stats`; `inspect`; `replay`; `options`, `refuse` and
-//! `errors` for what goes wrong.
+//! `handle` and `ssd`, `matched`, `lease`, `stats`; `inspect`; `probe`; `replay`; `options`,
+//! `refuse` and `errors` for what goes wrong.
 
 mod errors;
 mod handle;
@@ -19,6 +19,7 @@ mod make_keys;
 mod matched;
 mod memory;
 mod options;
+mod probe;
 mod refuse;
 mod replay;
 mod show;
@@ -43,6 +44,11 @@ mod _core {
     use crate::make_keys::{block_keys, fingerprint};
     #[pymodule_export]
     use crate::matched::Match;
+    #[pymodule_export]
+    use crate::probe::{
+        cgroup_limits, cores, cpu_features, io_uring_refusal, probe_directory, probe_pages,
+        ram_limit,
+    };
     #[pymodule_export]
     use crate::replay::{Trace, replay};
     #[pymodule_export]

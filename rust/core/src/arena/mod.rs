@@ -29,7 +29,7 @@ use crate::error::{Error, ErrorKind};
 use crate::units::{FrameId, NONE};
 
 pub use fork::fork_count;
-pub use limits::{RamLimit, ram_limit};
+pub use limits::{CgroupLimits, CpuLimit, RamLimit, cgroup_limits, ram_limit};
 pub(crate) use mapping::prefer_huge_pages;
 pub use rows::{Rows, RowsMut};
 

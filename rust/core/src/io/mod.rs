@@ -5,7 +5,9 @@
 //! accepted ends in exactly one completion, or none where a device hangs; until then its memory
 //! is the engine's; a short transfer is a normal result and says how many bytes it moved.
 
+mod cached;
 mod pool;
+mod refusal;
 mod sim;
 #[cfg(all(test, not(loom)))]
 mod tests;
@@ -16,7 +18,9 @@ use twox_hash::{XxHash3_64, XxHash3_128};
 
 use crate::arena::{Memory, Region};
 
+pub(crate) use cached::cached_pages;
 pub(crate) use pool::Pool;
+pub use refusal::io_uring_refusal;
 pub(crate) use sim::{Crash, Sim, SimDisk};
 #[cfg(all(test, not(loom)))]
 pub(crate) use sim::{FailNext, Mishap, PPM, Rng, SimCounts, SimFaults, Snapshot};

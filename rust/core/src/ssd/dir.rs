@@ -17,12 +17,14 @@ mod files;
 mod list;
 mod lock;
 mod place;
+mod probe;
 mod state;
 #[cfg(all(test, not(loom)))]
 mod tests;
 
 pub(crate) use list::{Listed, list};
 pub(crate) use lock::LockGuard;
+pub use probe::{DirProbe, Failed, probe_directory};
 
 use crate::error::{Error, ErrorKind};
 use crate::ssd::format::{self, Super};

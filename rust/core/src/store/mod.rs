@@ -22,6 +22,7 @@ mod lease;
 mod lookup;
 mod open;
 mod past;
+pub mod probe;
 mod put;
 mod remove;
 mod ring;

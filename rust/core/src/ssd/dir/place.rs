@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 
 pub(super) const MEMBER_BYTES_MAX: usize = 64;
 const DIR_MODE: Mode = Mode::RWXU;
-const DIR_FLAGS: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
+pub(super) const DIR_FLAGS: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 /// Open, make, open again.
 const OPENS_MAX: u32 = 2;
 

@@ -1,0 +1,85 @@
+//! What this machine gives, found by doing it with the store's own code.
+//!
+//! Owns: the questions that `keystow doctor` asks. Never does: judge an answer, or open a store.
+//! Invariant: what a probe maps, makes or starts is gone when it returns.
+
+use crate::arena::{Arena, ArenaConfig, MemoryId, Prefault};
+use crate::error::Error;
+
+pub use crate::arena::{CgroupLimits, CpuLimit, RamLimit, cgroup_limits, ram_limit};
+pub use crate::io::io_uring_refusal;
+pub use crate::ssd::dir::{DirProbe, Failed, probe_directory};
+
+/// Mapped to see which pages come: a few huge ones.
+const PROBE_FRAMES: u32 = 8;
+const PROBE_FRAME_BYTES: u32 = 2 << 20;
+
+/// The pages behind a small arena.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PagesProbe {
+    /// Bytes mapped and faulted in.
+    pub mapped_bytes: u64,
+    /// Of them in huge pages.
+    pub huge_bytes: u64,
+    /// What the kernel refused.
+    pub fallbacks: Vec<String>,
+}
+
+/// Maps a small arena, faults it in and looks at its pages.
+///
+/// # Errors
+/// Config: there is not even so much memory.
+pub fn probe_pages() -> Result<PagesProbe, Error> {
+    let arena = Arena::map(ArenaConfig {
+        who: MemoryId::ARENA,
+        frames: PROBE_FRAMES,
+        stride_bytes: PROBE_FRAME_BYTES,
+        prefault: Prefault::Now,
+        threads: 1,
+    })?;
+    Ok(PagesProbe {
+        mapped_bytes: arena.mapped_bytes(),
+        huge_bytes: arena.huge_bytes(),
+        fallbacks: arena.fallbacks(),
+    })
+}
+
+/// Cores that this process may use: of its affinity, and of what its cgroups leave.
+pub fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// The machine's architecture, then those of its instructions that make copies, keys and tags
+/// faster.
+pub fn cpu_features() -> Vec<&'static str> {
+    let mut names = vec![std::env::consts::ARCH];
+    #[cfg(target_arch = "x86_64")]
+    {
+        let there = [
+            ("avx2", is_x86_feature_detected!("avx2")),
+            ("avx512f", is_x86_feature_detected!("avx512f")),
+            ("avx512vl", is_x86_feature_detected!("avx512vl")),
+            ("vaes", is_x86_feature_detected!("vaes")),
+        ];
+        names.extend(there.iter().filter(|(_, there)| *there).map(|(name, _)| name));
+    }
+    names
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_probe_of_pages_faults_all_of_them_in() {
+        let pages = probe_pages().expect("16 MiB");
+        assert_eq!(pages.mapped_bytes, 16 << 20);
+        assert!(pages.huge_bytes == pages.mapped_bytes || !pages.fallbacks.is_empty());
+    }
+
+    #[test]
+    fn the_machine_has_a_core_and_an_architecture() {
+        assert!(cores() >= 1);
+        assert_eq!(cpu_features()[0], std::env::consts::ARCH);
+    }
+}
