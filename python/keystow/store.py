@@ -42,7 +42,8 @@ class Store(_core.Store):
     largest block in bytes, short for ``Layout.opaque("", block_bytes=...)``.
 
     ``ram``: memory for blocks, ``"4GiB"`` or bytes; the index comes on top
-    (``stats().index_bytes``). It is checked against what the machine and the cgroup have free.
+    (``stats().index_bytes``). It is checked against what the machine and the cgroups (also
+    ``memory.high``) have free, before anything is mapped or made.
     ``ssd``: a directory and how much it may take, ``"/nvme/kv:100GiB"`` or ``Ssd(...)``: what
     leaves RAM goes there, and the next store on it finds it again. None: RAM only. With it
     ``ram=0`` is legal.

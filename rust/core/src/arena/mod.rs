@@ -126,9 +126,7 @@ impl Arena {
             .with("stride_bytes", stride_bytes));
         }
         let bytes = u64::from(frames) * u64::from(stride_bytes);
-        if bytes >= CHECKED_BYTES_MIN {
-            check_limit(bytes, &ram_limit())?;
-        }
+        check_ram(bytes)?;
         let mapping = Arc::new(Mapping::new(bytes)?);
         let prefaulter = Prefaulter::start(&mapping, prefault, threads);
         let zero_from = (0..frames).map(|_| AtomicU32::new(0)).collect();
@@ -265,6 +263,14 @@ impl Memory {
     }
 }
 
+/// Whether the machine and the cgroups have so much RAM left; refused before anything is mapped.
+///
+/// # Errors
+/// Config: they have less (KS-CFG-102).
+pub(crate) fn check_ram(bytes: u64) -> Result<(), Error> {
+    if bytes < CHECKED_BYTES_MIN { Ok(()) } else { check_limit(bytes, &ram_limit()) }
+}
+
 fn check_limit(bytes: u64, limit: &RamLimit) -> Result<(), Error> {
     if bytes <= limit.bytes {
         return Ok(());
@@ -278,7 +284,7 @@ fn check_limit(bytes: u64, limit: &RamLimit) -> Result<(), Error> {
             gib(limit.bytes),
             limit.source
         ),
-        "Lower ram=, or give the process more memory.",
+        "lower ram=, raise that limit, or end what takes the memory.",
     )
     .with("ram_bytes", bytes)
     .with("limit_bytes", limit.bytes)

@@ -49,7 +49,9 @@ pub use scrub::Scrubbed;
 pub use simulated::SimWorld;
 pub use validate::Recount;
 
-use crate::arena::{Arena, ArenaConfig, Memory, MemoryId, fork_count, prefer_huge_pages};
+use crate::arena::{
+    Arena, ArenaConfig, Memory, MemoryId, check_ram, fork_count, prefer_huge_pages,
+};
 use crate::directory::{Directory, Entry, Frames, pieces};
 use crate::error::{Error, ErrorKind};
 use crate::policy::{self, Policy};
@@ -196,6 +198,11 @@ impl Store {
         watch: &mut Watch<'_>,
     ) -> Result<Arc<Self>, Error> {
         let (frames, stride_bytes) = config.frames()?;
+        // Before a directory is made, or files in it.
+        let staging_bytes = tier::STAGING_BYTES.max(2 * u64::from(stride_bytes));
+        let beside = config.ssd.is_some() && !config.deterministic;
+        let frames_bytes = u64::from(frames) * u64::from(stride_bytes);
+        check_ram(frames_bytes + if beside { staging_bytes } else { 0 })?;
         let forks = fork_count();
         let block_bytes = config.block_bytes as u32;
         let survey = |ssd| open::survey(ssd, block_bytes, stride_bytes, world.as_ref());
