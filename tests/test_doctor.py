@@ -353,6 +353,26 @@ def test_numbers_of_the_machine(tmp_path: Path, capsys: pytest.CaptureFixture[st
         assert findings["shared-huge-pages"]["found"].startswith("0 of 8 MiB")
 
 
+@pytest.mark.parametrize(
+    ("online", "probe", "verdict", "says"),
+    [
+        ("0", ("interleave:0", ["one node"]), "ok", "1 node (tried: interleave:0)"),
+        ("0", ("", ["mbind refused"]), "ok", "1 node (mbind refused)"),
+        ("0-1", ("interleave:0-1", []), "ok", "2 nodes (0-1), 2 of them allowed here (0-1)"),
+        ("0-1", ("", ["mbind refused"]), "degraded", "(0-1); mbind refused"),
+    ],
+)
+def test_memory_nodes(
+    online: str, probe: Any, verdict: str, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {"online": online, "status": f"Mems_allowed_list:\t{online}"}
+    monkeypatch.setattr(doctor_machine, "_read", lambda path: files[path.name])
+    monkeypatch.setattr(doctor_machine._core, "_probe_numa", lambda: probe)
+    finding = doctor_machine.numa()
+    assert finding.verdict == verdict
+    assert says in finding.found
+
+
 def test_numbers_of_a_list_of_the_kernel() -> None:
     assert doctor_machine._numbers("0-2,5") == {0, 1, 2, 5}
     assert doctor_machine._numbers("7") == {7}

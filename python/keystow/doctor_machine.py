@@ -155,15 +155,21 @@ def _effective_capabilities() -> int:
 
 
 def numa() -> Finding:
-    """How many memory nodes there are, and which of them this process may use."""
+    """How many memory nodes there are, and whether a store may choose among them."""
     name, why = "numa", "memory of another node is read at about half the speed."
     online = _read(Path("/sys/devices/system/node/online"))
     allowed = _status("Mems_allowed_list")
     nodes, ours = len(_numbers(online)), len(_numbers(allowed))
+    force, said = _core._probe_numa()  # noqa: SLF001 - our own core
+    tried = f"tried: {force}" if force else f"{'; '.join(said)}"
     if nodes <= 1:
-        return Finding(name, OK, "1 node.", why)
-    found = f"{nodes} nodes ({online}), {ours} of them allowed here ({allowed})."
-    return Finding(name, OK, found, why, "run one process a node, bound to its cores.")
+        return Finding(name, OK, f"1 node ({tried}).", why)
+    found = f"{nodes} nodes ({online}), {ours} of them allowed here ({allowed}); {tried}."
+    if force:
+        fix = 'Store(numa="local") in a process bound to a node, else numa="interleave".'
+        return Finding(name, OK, found, why, fix)
+    fix = "allow mbind and get_mempolicy in the seccomp profile (docker: --cap-add SYS_NICE)."
+    return Finding(name, DEGRADED, found, why, fix)
 
 
 def cpu() -> Finding:

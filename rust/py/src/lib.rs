@@ -46,8 +46,8 @@ mod _core {
     use crate::matched::Match;
     #[pymodule_export]
     use crate::probe::{
-        cgroup_limits, cores, cpu_features, io_uring_refusal, probe_directory, probe_pages,
-        ram_limit,
+        cgroup_limits, cores, cpu_features, io_uring_refusal, probe_directory, probe_numa,
+        probe_pages, ram_limit,
     };
     #[pymodule_export]
     use crate::replay::{Trace, replay};
@@ -71,6 +71,10 @@ mod _core {
     /// Names of the eviction policies.
     #[pymodule_export]
     const POLICIES: &[&str] = keystow_core::store::PolicyKind::NAMES;
+
+    /// Names of the policies of memory nodes.
+    #[pymodule_export]
+    const NUMA: &[&str] = keystow_core::store::Numa::NAMES;
 
     /// Names of the policies that a replay knows.
     #[pymodule_export]

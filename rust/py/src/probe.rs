@@ -49,6 +49,12 @@ pub fn probe_pages(py: Python<'_>) -> PyResult<(u64, u64, Vec<String>)> {
     Ok((pages.mapped_bytes, pages.huge_bytes, pages.fallbacks))
 }
 
+/// Memory from all nodes in turn: (what is in force, what the kernel said).
+#[pyfunction(name = "_probe_numa")]
+pub fn probe_numa(py: Python<'_>) -> PyResult<(String, Vec<String>)> {
+    py.detach(core::probe_numa).or_raise(py)
+}
+
 /// RAM that can be had now: (bytes, what sets the limit).
 #[pyfunction(name = "_ram_limit")]
 pub fn ram_limit() -> (u64, String) {

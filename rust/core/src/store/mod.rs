@@ -36,7 +36,7 @@ mod histories;
 #[cfg(all(test, not(loom)))]
 mod tests;
 
-pub use crate::arena::{Prefault, Rows, RowsMut};
+pub use crate::arena::{Numa, Prefault, Rows, RowsMut};
 pub use crate::event::{Event, EventKind};
 pub use config::{BLOCK_BYTES_MAX, EngineKind, FRAMES_MAX, PolicyKind, SsdConfig, StoreConfig};
 pub use inspect::{Contents, Inspected, Snapshot, SnapshotStats, Verified, inspect, verify};
@@ -50,7 +50,7 @@ pub use simulated::SimWorld;
 pub use validate::Recount;
 
 use crate::arena::{
-    Arena, ArenaConfig, Memory, MemoryId, check_ram, fork_count, prefer_huge_pages,
+    Arena, ArenaConfig, ArenaOptions, Memory, MemoryId, check_ram, fork_count, prefer_huge_pages,
 };
 use crate::directory::{Directory, Entry, Frames, pieces};
 use crate::error::{Error, ErrorKind};
@@ -263,7 +263,8 @@ impl Store {
     ) -> Result<Arc<Arena>, Error> {
         let prefault = if config.deterministic { Prefault::Now } else { config.prefault };
         let threads = usize::from(config.deterministic);
-        Ok(Arc::new(Arena::map(ArenaConfig { who, frames, stride_bytes, prefault, threads })?))
+        let arena = ArenaConfig { who, frames, stride_bytes, prefault, threads };
+        Ok(Arc::new(Arena::map_with(arena, ArenaOptions { numa: config.numa })?))
     }
 
     fn start_driver(self: &Arc<Self>) -> Result<(), Error> {
@@ -427,6 +428,7 @@ impl Store {
         let (blocks, bytes_resident, _) = counters.resident_now(directory.epoch());
         let mut stats = Stats {
             state: if closed { "closed" } else { "open" },
+            numa: self.parts.arena.numa().to_owned(),
             frames_total: u64::from(frames.total()),
             frames_free: u64::from(frames.free()),
             blocks,

@@ -3,7 +3,7 @@
 //! Owns: the questions that `keystow doctor` asks. Never does: judge an answer, or open a store.
 //! Invariant: what a probe maps, makes or starts is gone when it returns.
 
-use crate::arena::{Arena, ArenaConfig, MemoryId, Prefault};
+use crate::arena::{Arena, ArenaConfig, ArenaOptions, FRAME_ALIGN_BYTES, MemoryId, Numa, Prefault};
 use crate::error::Error;
 
 pub use crate::arena::{CgroupLimits, CpuLimit, RamLimit, cgroup_limits, ram_limit};
@@ -42,6 +42,22 @@ pub fn probe_pages() -> Result<PagesProbe, Error> {
         huge_bytes: arena.huge_bytes(),
         fallbacks: arena.fallbacks(),
     })
+}
+
+/// Asks for memory from all nodes in turn: what is in force, and what the kernel said.
+///
+/// # Errors
+/// Config: there is not even a page.
+pub fn probe_numa() -> Result<(String, Vec<String>), Error> {
+    let page = ArenaConfig {
+        who: MemoryId::ARENA,
+        frames: 1,
+        stride_bytes: FRAME_ALIGN_BYTES,
+        prefault: Prefault::Now,
+        threads: 1,
+    };
+    let arena = Arena::map_with(page, ArenaOptions { numa: Some(Numa::Interleave) })?;
+    Ok((arena.numa().to_owned(), arena.fallbacks()))
 }
 
 /// Cores that this process may use: of its affinity, and of what its cgroups leave.
