@@ -50,6 +50,7 @@ PYTHON_TOP = {
     "cli",
     "demo",
     "gc_command",
+    "doctor_command",
     "inspect_command",
     "replay_command",
     "report",

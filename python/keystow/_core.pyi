@@ -20,6 +20,7 @@ from keystow.layout import Layout
 
 __all__ = [
     "ENGINES",
+    "NUMA",
     "OPTIMISED",
     "POLICIES",
     "REPLAY_POLICIES",
@@ -34,18 +35,27 @@ __all__ = [
     "Store",
     "Trace",
     "__version__",
+    "_cgroup_limits",
+    "_cores",
+    "_cpu_features",
     "_directories",
     "_fingerprint",
     "_inspect",
     "_keys_from_parts",
     "_open_readonly",
+    "_probe_directory",
+    "_probe_numa",
+    "_probe_pages",
+    "_ram_limit",
     "_remove_directory",
     "_verify",
     "block_keys",
+    "io_uring_refusal",
     "replay",
 ]
 
 ENGINES: Final[list[str]]
+NUMA: Final[list[str]]
 OPTIMISED: Final[bool]
 POLICIES: Final[list[str]]
 REPLAY_POLICIES: Final[list[str]]
@@ -167,6 +177,7 @@ class Lease:
 @final
 class Stats:
     state: Final[Literal["open", "closed", "poisoned"]]
+    numa: Final[str]
     frames_total: Final[int]
     frames_free: Final[int]
     frames_pinned: Final[int]
@@ -329,6 +340,7 @@ class Store:
         deterministic: bool,
         manual_clock: bool,
         prefault_now: bool,
+        numa: str | None,
         put_wait_s: float,
         io_timeout_s: float,
         ssd: _Ssd | None,
@@ -434,3 +446,11 @@ def _verify(
 def _keys_from_parts(
     packed: bytes, fingerprint: bytes, parent: bytes | None, block_tokens: int | None
 ) -> Keys: ...
+def io_uring_refusal(directory: str | PathLike[str] | None = None) -> tuple[int, str] | None: ...
+def _probe_directory(path: str | PathLike[str]) -> dict[str, Any] | tuple[str, int]: ...
+def _probe_numa() -> tuple[str, list[str]]: ...
+def _probe_pages() -> tuple[int, int, list[str]]: ...
+def _ram_limit() -> tuple[int, str]: ...
+def _cgroup_limits() -> tuple[str, tuple[int, str] | None, tuple[int, str] | None]: ...
+def _cores() -> int: ...
+def _cpu_features() -> list[str]: ...

@@ -74,6 +74,13 @@ def kept(text: str) -> tuple[str, str]:
     return digits, member
 
 
+def path(text: str) -> str:
+    """Return a path: any text but none."""
+    if not text:
+        raise argparse.ArgumentTypeError("an empty path names nothing")
+    return text
+
+
 def words(text: str) -> list[str]:
     """Return a list of words: "lru,arc"."""
     return [word.strip() for word in text.split(",")]
@@ -96,6 +103,7 @@ def parser() -> argparse.ArgumentParser:
     add_inspect(commands)
     add_verify(commands)
     add_gc(commands)
+    add_doctor(commands)
     return top
 
 
@@ -217,6 +225,30 @@ def add_directory(command: argparse.ArgumentParser) -> None:
     command.add_argument("--json", action="store_true", help="print one JSON object, no text")
 
 
+def add_doctor(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the subcommand `doctor`."""
+    command = commands.add_parser(
+        "doctor",
+        help="what this machine offers and what would fall back, checked by doing it",
+        description="Say what this machine offers and what would fall back, checked by doing it: "
+        "memory is mapped, a file is made, written, read back and compared, a ring is asked for. "
+        "Nothing is left behind. With DIR the disk is looked at too, by one unnamed file in it. "
+        "Verdicts: ok; degraded (keystow works, in a lesser way); missing (keystow can't do what "
+        "was asked). The exit status is 0 if all is ok, 1 if something is degraded, 2 if something "
+        "is missing.",
+    )
+    command.add_argument(
+        "path",
+        nargs="?",
+        type=path,
+        metavar="DIR",
+        help="what would be given as ssd=; it need not exist",
+    )
+    command.add_argument(
+        "--json", action="store_true", help="print a JSON list: name, verdict, found, why, fix"
+    )
+
+
 def run(options: argparse.Namespace) -> int:
     """Run the chosen subcommand and return its exit status."""
     # Each command loads only what it needs.
@@ -233,6 +265,10 @@ def run(options: argparse.Namespace) -> int:
         from keystow import replay_command  # noqa: PLC0415
 
         return replay_command.run(options)
+    if options.command == "doctor":
+        from keystow import doctor_command  # noqa: PLC0415
+
+        return doctor_command.run(options)
     from keystow import demo  # noqa: PLC0415
 
     return demo.run(options)

@@ -30,6 +30,7 @@ _OPTIONS = (
     "deterministic",
     "clock",
     "prefault",
+    "numa",
     "io_timeout_s",
     "put_wait_s",
 )
@@ -42,7 +43,8 @@ class Store(_core.Store):
     largest block in bytes, short for ``Layout.opaque("", block_bytes=...)``.
 
     ``ram``: memory for blocks, ``"4GiB"`` or bytes; the index comes on top
-    (``stats().index_bytes``). It is checked against what the machine and the cgroup have free.
+    (``stats().index_bytes``). It is checked against what the machine and the cgroups (also
+    ``memory.high``) have free, before anything is mapped or made.
     ``ssd``: a directory and how much it may take, ``"/nvme/kv:100GiB"`` or ``Ssd(...)``: what
     leaves RAM goes there, and the next store on it finds it again. None: RAM only. With it
     ``ram=0`` is legal.
@@ -51,6 +53,9 @@ class Store(_core.Store):
     every key: stores that differ in one of them never see each other's blocks.
 
     ``prefault``: ``"background"`` (usable at once while memory is faulted in) or ``"now"``.
+    ``numa``: from which memory nodes the blocks' memory comes: ``"local"``, the node of the thread
+    that opens the store while it has room; ``"interleave"``, all that this process may use, in
+    turn; None, from wherever it is faulted in. ``stats().numa`` says what is in force.
     ``put_wait_s``: how long a put waits for room that calls in progress hold, default 1.0.
     ``io_timeout_s``: longest wait for one disk read or write, default 1.0; what takes longer is
     a miss.
@@ -80,6 +85,7 @@ class Store(_core.Store):
         deterministic: bool = False,
         clock: Literal["real", "manual"] = "real",
         prefault: Literal["background", "now"] = "background",
+        numa: Literal["local", "interleave"] | None = None,
         io_timeout_s: float = 1.0,
         put_wait_s: float = 1.0,
         **unknown: Never,
@@ -108,6 +114,7 @@ class Store(_core.Store):
             deterministic=deterministic,
             manual_clock=clock == "manual",
             prefault_now=prefault == "now",
+            numa=None if numa is None else check_choice(numa, "numa", _core.NUMA),
             put_wait_s=check_seconds(put_wait_s, "put_wait_s"),
             io_timeout_s=_io_timeout_s(io_timeout_s, device),
             ssd=device,

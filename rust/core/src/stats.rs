@@ -13,6 +13,8 @@ use crate::sync::{AtomicI64, AtomicU64, Ordering};
 pub struct Stats {
     /// "open", "closed" or "poisoned".
     pub state: &'static str,
+    /// The policy of memory nodes in force, such as "interleave:0-1"; empty: none.
+    pub numa: String,
     /// Frames in the arena: room for one block each.
     pub frames_total: u64,
     /// Frames that hold no block.

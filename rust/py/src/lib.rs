@@ -7,7 +7,7 @@
 //! no call waits, copies, or looks up more than `FEW_KEYS` keys while attached to the interpreter.
 //!
 //! One file a thing: `keys` and `make_keys`, `tokens`, `memory` (blocks and outs), `store` with its
-//! `handle` and `ssd`, `matched`, `lease`, `stats`; `inspect` and `gc`; `replay`; `options`,
+//! `handle` and `ssd`, `matched`, `lease`, `stats`; `inspect` and `gc`; `probe`; `replay`; `options`,
 //! `refuse` and `errors` for what goes wrong.
 
 mod errors;
@@ -20,6 +20,7 @@ mod make_keys;
 mod matched;
 mod memory;
 mod options;
+mod probe;
 mod refuse;
 mod replay;
 mod show;
@@ -47,6 +48,11 @@ mod _core {
     #[pymodule_export]
     use crate::matched::Match;
     #[pymodule_export]
+    use crate::probe::{
+        cgroup_limits, cores, cpu_features, io_uring_refusal, probe_directory, probe_numa,
+        probe_pages, ram_limit,
+    };
+    #[pymodule_export]
     use crate::replay::{Trace, replay};
     #[pymodule_export]
     use crate::stats::{Closed, Event, Stats};
@@ -68,6 +74,10 @@ mod _core {
     /// Names of the eviction policies.
     #[pymodule_export]
     const POLICIES: &[&str] = keystow_core::store::PolicyKind::NAMES;
+
+    /// Names of the policies of memory nodes.
+    #[pymodule_export]
+    const NUMA: &[&str] = keystow_core::store::Numa::NAMES;
 
     /// Names of the policies that a replay knows.
     #[pymodule_export]

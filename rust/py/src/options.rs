@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use keystow_core::store::{EngineKind, PolicyKind};
+use keystow_core::store::{EngineKind, Numa, PolicyKind};
 use pyo3::prelude::*;
 
 use crate::refuse;
@@ -53,4 +53,9 @@ pub fn engine(py: Python<'_>, name: &str) -> PyResult<EngineKind> {
 /// A policy by name.
 pub fn policy(py: Python<'_>, name: &str) -> PyResult<PolicyKind> {
     PolicyKind::parse(name).ok_or_else(|| refuse::bad_choice(py, "policy", name, PolicyKind::NAMES))
+}
+
+/// A policy of memory nodes by name.
+pub fn numa(py: Python<'_>, name: &str) -> PyResult<Numa> {
+    Numa::parse(name).ok_or_else(|| refuse::bad_choice(py, "numa", name, Numa::NAMES))
 }

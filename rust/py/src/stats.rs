@@ -26,6 +26,10 @@ macro_rules! stats {
             /// ``open``, ``closed`` or ``poisoned`` (after an internal fault: lookups miss).
             #[pyo3(get)]
             pub(crate) state: &'static str,
+            /// The policy of memory nodes in force and its nodes, such as ``interleave:0-1``; empty
+            /// without ``numa=``, and where it was refused (see ``fallbacks``).
+            #[pyo3(get)]
+            numa: String,
             $($(#[doc = $doc])* #[pyo3(get)] pub(crate) $field: u64,)+
             /// ``ok``; ``off`` after too many faults (RAM goes on alone); ``probing``: about to be
             /// trusted again; empty without ``ssd=``.
@@ -54,6 +58,7 @@ macro_rules! stats {
                 let ssd = stats.ssd.unwrap_or_default();
                 Self {
                     state: stats.state,
+                    numa: stats.numa,
                     $($field: stats.$field,)+
                     ssd_state: ssd.state,
                     ssd_engine: ssd.engine,
@@ -73,6 +78,7 @@ macro_rules! stats {
                 let fallbacks = PyTuple::new(py, &self.fallbacks)?;
                 Ok(vec![
                     ("state", self.state.into_bound_py_any(py)?),
+                    ("numa", (&self.numa).into_bound_py_any(py)?),
                     $((stringify!($field), self.$field.into_bound_py_any(py)?),)+
                     ("ssd_state", self.ssd_state.into_bound_py_any(py)?),
                     ("ssd_engine", self.ssd_engine.into_bound_py_any(py)?),

@@ -64,7 +64,7 @@ impl Store {
 impl Store {
     #[new]
     #[pyo3(signature = (*, layout, block_bytes, ram_bytes, policy, namespace, salt, deterministic,
-        manual_clock, prefault_now, put_wait_s, io_timeout_s, ssd, progress=None,
+        manual_clock, prefault_now, numa, put_wait_s, io_timeout_s, ssd, progress=None,
         said=None))]
     #[expect(clippy::too_many_arguments, reason = "one a named option of the Python facade")]
     fn new(
@@ -78,6 +78,7 @@ impl Store {
         deterministic: bool,
         manual_clock: bool,
         prefault_now: bool,
+        numa: Option<String>,
         put_wait_s: f64,
         io_timeout_s: f64,
         ssd: Option<Device>,
@@ -93,6 +94,7 @@ impl Store {
             deterministic,
             manual_clock,
             prefault: if prefault_now { core::Prefault::Now } else { core::Prefault::Background },
+            numa: numa.map(|numa| options::numa(py, &numa)).transpose()?,
             put_wait: options::wait(py, "put_wait_s", Some(put_wait_s))?,
             io_timeout: options::wait(py, "io_timeout_s", Some(io_timeout_s))?,
             ssd,

@@ -1,11 +1,14 @@
-//! How much RAM may be asked for: what the machine has free and what the cgroups leave.
+//! How much RAM may be asked for, and how many cores: what the machine has and the cgroups leave.
 //!
-//! Owns: reading `/proc/meminfo` and the memory controllers of cgroup v2 and v1. Never does:
-//! reserving anything; the answer is true for the moment. Invariant: a file that is absent or
-//! unreadable is no limit.
+//! Owns: reading `/proc/meminfo` and the memory and cpu controllers of cgroup v2 and v1. Never
+//! does: reserving anything; the answer is true for the moment. Invariant: a file that is absent
+//! or unreadable is no limit.
 
 use std::fs;
 use std::path::{Path, PathBuf};
+
+/// cgroup v1 has no word for no limit: the largest number of pages stands there.
+const NO_LIMIT_BYTES: u64 = 1 << 62;
 
 /// The RAM that can be had now, and what sets that limit.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,9 +19,34 @@ pub struct RamLimit {
     pub source: String,
 }
 
+/// The processor time that the cgroups allow.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CpuLimit {
+    /// Thousandths of a core.
+    pub millicores: u64,
+    /// The file that says so, for messages.
+    pub source: String,
+}
+
+/// What the cgroups allow this process: the tightest of its own group and all above it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CgroupLimits {
+    /// Who has the memory controller: "v2", "v1", or "none".
+    pub version: &'static str,
+    /// What the tightest memory limit leaves.
+    pub ram: Option<RamLimit>,
+    /// The tightest limit on processor time.
+    pub cpu: Option<CpuLimit>,
+}
+
 /// The least of MemAvailable and of what each cgroup from ours up to the root leaves free.
 pub fn ram_limit() -> RamLimit {
     ram_limit_under(Path::new("/"))
+}
+
+/// What the cgroups allow this process.
+pub fn cgroup_limits() -> CgroupLimits {
+    cgroup_limits_under(Path::new("/"))
 }
 
 /// The same for a file tree under another root, so that tests can build machines of files.
@@ -28,54 +56,107 @@ fn ram_limit_under(root: &Path) -> RamLimit {
     if let Some(kib) = field(&meminfo, "MemAvailable:") {
         limit = RamLimit { bytes: kib.saturating_mul(1024), source: "MemAvailable".to_owned() };
     }
+    cgroup_limits_under(root).ram.filter(|ram| ram.bytes < limit.bytes).unwrap_or(limit)
+}
+
+fn cgroup_limits_under(root: &Path) -> CgroupLimits {
     let groups = fs::read_to_string(root.join("proc/self/cgroup")).unwrap_or_default();
     let mounts = fs::read_to_string(root.join("proc/self/mountinfo")).unwrap_or_default();
+    let mut limits = CgroupLimits { version: "none", ..CgroupLimits::default() };
     for version in [&V2, &V1] {
-        let (Some(group), Some(mount)) = ((version.group)(&groups), (version.mount)(&mounts))
-        else {
-            continue;
-        };
-        for relative in ancestors(group, mount.root) {
-            let folder = root.join(mount.point.trim_start_matches('/')).join(&relative);
-            if let Some(bytes) = free_in(&folder, version).filter(|&free| free < limit.bytes) {
-                let source = format!("{} of cgroup /{}", version.max, relative.display());
-                limit = RamLimit { bytes, source };
+        for (folder, group) in folders(root, &groups, &mounts, version, "memory") {
+            limits.version = version.name;
+            for max in version.max {
+                let Some(bytes) = free_in(&folder, version, max) else { continue };
+                if limits.ram.as_ref().is_none_or(|ram| bytes < ram.bytes) {
+                    let source = format!("{max} of cgroup {group}");
+                    limits.ram = Some(RamLimit { bytes, source });
+                }
+            }
+        }
+        for (folder, group) in folders(root, &groups, &mounts, version, "cpu") {
+            let Some((millicores, file)) = (version.cpu)(&folder) else { continue };
+            if limits.cpu.as_ref().is_none_or(|cpu| millicores < cpu.millicores) {
+                let source = format!("{file} of cgroup {group}");
+                limits.cpu = Some(CpuLimit { millicores, source });
             }
         }
     }
-    limit
+    limits
 }
 
 /// Where a cgroup version keeps what we read.
 struct Version {
-    group: fn(&str) -> Option<&str>,
-    mount: fn(&str) -> Option<Mount<'_>>,
-    max: &'static str,
+    name: &'static str,
+    /// The group of a controller, in `/proc/self/cgroup`.
+    group: fn(&str, &str) -> Option<String>,
+    filesystem: &'static str,
+    /// Controllers are mounted each by itself, as options of the mount.
+    by_option: bool,
+    /// More than `memory.high` is given, at the price of a process that stands still.
+    max: &'static [&'static str],
     used: &'static str,
     /// File pages the kernel drops first under pressure: used, but as good as free.
     reclaimable: &'static str,
+    /// Thousandths of a core that a group may use, and the file that says so.
+    cpu: fn(&Path) -> Option<(u64, &'static str)>,
 }
 
 static V2: Version = Version {
-    group: |groups| groups.lines().find_map(|line| line.strip_prefix("0::")),
-    mount: |mounts| mounts.lines().find_map(|line| mount_of(line, "cgroup2", "")),
-    max: "memory.max",
+    name: "v2",
+    group: |groups, _| groups.lines().find_map(|line| line.strip_prefix("0::")).map(str::to_owned),
+    filesystem: "cgroup2",
+    by_option: false,
+    max: &["memory.max", "memory.high"],
     used: "memory.current",
     reclaimable: "inactive_file",
+    cpu: |folder| {
+        let text = fs::read_to_string(folder.join("cpu.max")).ok()?;
+        let (quota, period) = text.trim().split_once(' ')?; // "max" is no number
+        Some((millicores(quota.parse().ok()?, period.parse().ok()?)?, "cpu.max"))
+    },
 };
 
 static V1: Version = Version {
-    group: |groups| {
+    name: "v1",
+    group: |groups, wanted| {
         groups.lines().find_map(|line| {
             let (controllers, path) = line.split_once(':')?.1.split_once(':')?;
-            controllers.split(',').any(|name| name == "memory").then_some(path)
+            controllers.split(',').any(|name| name == wanted).then(|| path.to_owned())
         })
     },
-    mount: |mounts| mounts.lines().find_map(|line| mount_of(line, "cgroup", "memory")),
-    max: "memory.limit_in_bytes",
+    filesystem: "cgroup",
+    by_option: true,
+    max: &["memory.limit_in_bytes"],
     used: "memory.usage_in_bytes",
     reclaimable: "total_inactive_file",
+    cpu: |folder| {
+        let quota = number(folder, "cpu.cfs_quota_us")?; // -1 is no number
+        Some((millicores(quota, number(folder, "cpu.cfs_period_us")?)?, "cpu.cfs_quota_us"))
+    },
 };
+
+fn millicores(quota_us: u64, period_us: u64) -> Option<u64> {
+    quota_us.saturating_mul(1000).checked_div(period_us)
+}
+
+/// The folders of our group and of all above it, deepest first, with the groups' names.
+fn folders(
+    root: &Path,
+    groups: &str,
+    mounts: &str,
+    version: &Version,
+    controller: &str,
+) -> Vec<(PathBuf, String)> {
+    let option = if version.by_option { controller } else { "" };
+    let mount = mounts.lines().find_map(|line| mount_of(line, version.filesystem, option));
+    let (Some(group), Some(mount)) = ((version.group)(groups, controller), mount) else {
+        return Vec::new();
+    };
+    let point = root.join(mount.point.trim_start_matches('/'));
+    let all = ancestors(&group, mount.root).into_iter();
+    all.map(|relative| (point.join(&relative), format!("/{}", relative.display()))).collect()
+}
 
 /// A mounted hierarchy: the group that its mount point shows, and the mount point.
 struct Mount<'a> {
@@ -105,16 +186,18 @@ fn ancestors(group: &str, mount_root: &str) -> Vec<PathBuf> {
     Path::new(inside.trim_start_matches('/')).ancestors().map(Path::to_path_buf).collect()
 }
 
-/// What one group leaves free, if it has a limit.
-fn free_in(folder: &Path, version: &Version) -> Option<u64> {
-    let number = |name: &str| -> Option<u64> {
-        fs::read_to_string(folder.join(name)).ok()?.trim().parse().ok() // "max" is no number
-    };
-    let max = number(version.max)?;
+/// What one group leaves free under one of its limits, if it has that.
+fn free_in(folder: &Path, version: &Version, max: &str) -> Option<u64> {
+    let max = number(folder, max).filter(|max| *max < NO_LIMIT_BYTES)?; // "max" is no number
     let stat = fs::read_to_string(folder.join("memory.stat")).unwrap_or_default();
     let reclaimable = field(&stat, version.reclaimable).unwrap_or(0);
-    let used = number(version.used).unwrap_or(0).saturating_sub(reclaimable);
+    let used = number(folder, version.used).unwrap_or(0).saturating_sub(reclaimable);
     Some(max.saturating_sub(used))
+}
+
+/// What stands in a file of one number.
+fn number(folder: &Path, name: &str) -> Option<u64> {
+    fs::read_to_string(folder.join(name)).ok()?.trim().parse().ok()
 }
 
 /// The number after `name` at the start of a line.
@@ -198,6 +281,54 @@ mod tests {
             ],
         );
         assert_eq!(machine.limit(), (800 * 1024, "MemAvailable".to_owned()));
+    }
+
+    #[test]
+    fn v2_high_is_a_limit_too() {
+        let machine = Machine::new(
+            "v2-high",
+            &[
+                ("proc/meminfo", MEMINFO),
+                ("proc/self/cgroup", "0::/pod/app\n"),
+                ("proc/self/mountinfo", V2_MOUNT),
+                ("sys/fs/cgroup/pod/app/memory.max", "700000\n"),
+                ("sys/fs/cgroup/pod/app/memory.high", "600000\n"),
+                ("sys/fs/cgroup/pod/memory.max", "650000\n"),
+            ],
+        );
+        assert_eq!(machine.limit(), (600_000, "memory.high of cgroup /pod/app".to_owned()));
+    }
+
+    #[test]
+    fn processor_time_is_the_least_of_all_groups() {
+        let cpu = |machine: &Machine| {
+            let limits = cgroup_limits_under(&machine.0);
+            (limits.version, limits.cpu.map(|cpu| (cpu.millicores, cpu.source)))
+        };
+        let v2 = Machine::new(
+            "cpu-v2",
+            &[
+                ("proc/self/cgroup", "0::/pod/app\n"),
+                ("proc/self/mountinfo", V2_MOUNT),
+                ("sys/fs/cgroup/pod/app/cpu.max", "max 100000\n"),
+                ("sys/fs/cgroup/pod/cpu.max", "150000 100000\n"),
+                ("sys/fs/cgroup/cpu.max", "400000 100000\n"),
+            ],
+        );
+        assert_eq!(cpu(&v2), ("v2", Some((1500, "cpu.max of cgroup /pod".to_owned()))));
+        let v1 = Machine::new(
+            "cpu-v1",
+            &[
+                ("proc/self/cgroup", "4:memory:/a\n1:cpu,cpuacct:/x\n0::/\n"),
+                ("proc/self/mountinfo", &format!("{V2_MOUNT}{V1_MOUNT}")),
+                ("sys/fs/cgroup/cpu/x/cpu.cfs_quota_us", "50000\n"),
+                ("sys/fs/cgroup/cpu/x/cpu.cfs_period_us", "100000\n"),
+                ("sys/fs/cgroup/cpu/cpu.cfs_quota_us", "-1\n"),
+                ("sys/fs/cgroup/cpu/cpu.cfs_period_us", "100000\n"),
+            ],
+        );
+        assert_eq!(cpu(&v1), ("v1", Some((500, "cpu.cfs_quota_us of cgroup /x".to_owned()))));
+        assert_eq!(cpu(&Machine::new("cpu-none", &[("etc/nothing", "")])), ("none", None));
     }
 
     #[test]

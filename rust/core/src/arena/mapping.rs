@@ -76,8 +76,13 @@ impl Mapping {
     fn advise(&mut self, advice: Advice, what: &str) {
         // SAFETY: advice on our own mapping that changes no byte of it in this process.
         if let Err(errno) = unsafe { mm::madvise(self.base.cast(), self.bytes as usize, advice) } {
-            self.refused.push(format!("{what} was refused: {errno}"));
+            self.tell(format!("{what} was refused: {errno}"));
         }
+    }
+
+    /// Keeps a sentence on what the kernel did not do.
+    pub(super) fn tell(&mut self, sentence: String) {
+        self.refused.push(sentence);
     }
 
     pub(super) fn bytes(&self) -> u64 {

@@ -19,6 +19,7 @@ mod copy;
 mod fork;
 mod limits;
 mod mapping;
+mod numa;
 mod prefault;
 mod rows;
 
@@ -29,8 +30,9 @@ use crate::error::{Error, ErrorKind};
 use crate::units::{FrameId, NONE};
 
 pub use fork::fork_count;
-pub use limits::{RamLimit, ram_limit};
+pub use limits::{CgroupLimits, CpuLimit, RamLimit, cgroup_limits, ram_limit};
 pub(crate) use mapping::prefer_huge_pages;
+pub use numa::Numa;
 pub use rows::{Rows, RowsMut};
 
 use mapping::Mapping;
@@ -91,6 +93,13 @@ pub struct ArenaConfig {
     pub threads: usize,
 }
 
+/// What an arena may have beside its pages; by default nothing.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ArenaOptions {
+    /// From which memory nodes the pages come; none: from where they are faulted in.
+    pub numa: Option<Numa>,
+}
+
 /// The memory of a store: `frames` pieces of `stride_bytes`, in one mapping.
 #[derive(Debug)]
 pub struct Arena {
@@ -99,6 +108,7 @@ pub struct Arena {
     who: MemoryId,
     frames: u32,
     stride_bytes: u32,
+    numa: String,
     /// For each frame: bytes from here on are zero.
     zero_from: Box<[AtomicU32]>,
 }
@@ -110,6 +120,14 @@ impl Arena {
     /// Config: absurd sizes (KS-CFG-101), more than the machine or the cgroup has free
     /// (KS-CFG-102), or the kernel refuses the mapping (KS-CFG-103).
     pub fn map(config: ArenaConfig) -> Result<Self, Error> {
+        Self::map_with(config, ArenaOptions::default())
+    }
+
+    /// The same, with options.
+    ///
+    /// # Errors
+    /// As `map`; an option that can't be had is a fallback, not an error.
+    pub fn map_with(config: ArenaConfig, options: ArenaOptions) -> Result<Self, Error> {
         let ArenaConfig { who, frames, stride_bytes, prefault, threads } = config;
         if frames == 0
             || frames == NONE
@@ -126,13 +144,13 @@ impl Arena {
             .with("stride_bytes", stride_bytes));
         }
         let bytes = u64::from(frames) * u64::from(stride_bytes);
-        if bytes >= CHECKED_BYTES_MIN {
-            check_limit(bytes, &ram_limit())?;
-        }
-        let mapping = Arc::new(Mapping::new(bytes)?);
+        check_ram(bytes)?;
+        let mut mapping = Mapping::new(bytes)?;
+        let numa = options.numa.map_or_else(String::new, |numa| numa::apply(&mut mapping, numa));
+        let mapping = Arc::new(mapping);
         let prefaulter = Prefaulter::start(&mapping, prefault, threads);
         let zero_from = (0..frames).map(|_| AtomicU32::new(0)).collect();
-        Ok(Self { prefaulter, mapping, who, frames, stride_bytes, zero_from })
+        Ok(Self { prefaulter, mapping, who, frames, stride_bytes, numa, zero_from })
     }
 
     /// Number of frames.
@@ -235,6 +253,11 @@ impl Arena {
         self.prefaulter.huge_bytes()
     }
 
+    /// The policy of memory nodes that is in force, such as `interleave:0-1`; empty: none.
+    pub fn numa(&self) -> &str {
+        &self.numa
+    }
+
     /// What the kernel refused, one sentence each.
     pub fn fallbacks(&self) -> Vec<String> {
         self.prefaulter.fallbacks()
@@ -284,6 +307,14 @@ impl Memory {
     }
 }
 
+/// Whether the machine and the cgroups have so much RAM left; refused before anything is mapped.
+///
+/// # Errors
+/// Config: they have less (KS-CFG-102).
+pub(crate) fn check_ram(bytes: u64) -> Result<(), Error> {
+    if bytes < CHECKED_BYTES_MIN { Ok(()) } else { check_limit(bytes, &ram_limit()) }
+}
+
 fn check_limit(bytes: u64, limit: &RamLimit) -> Result<(), Error> {
     if bytes <= limit.bytes {
         return Ok(());
@@ -297,7 +328,7 @@ fn check_limit(bytes: u64, limit: &RamLimit) -> Result<(), Error> {
             gib(limit.bytes),
             limit.source
         ),
-        "Lower ram=, or give the process more memory.",
+        "lower ram=, raise that limit, or end what takes the memory.",
     )
     .with("ram_bytes", bytes)
     .with("limit_bytes", limit.bytes)

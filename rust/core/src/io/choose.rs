@@ -104,7 +104,7 @@ pub(crate) fn choose(
 }
 
 /// Writes, syncs, reads and compares through a ring over a file of no bytes.
-fn try_ring(file: Vec<(OwnedFd, bool)>) -> Result<(), Refusal> {
+pub(crate) fn try_ring(file: Vec<(OwnedFd, bool)>) -> Result<(), Refusal> {
     let config = ArenaConfig {
         who: MemoryId::ARENA,
         frames: 2,

@@ -5,6 +5,7 @@
 //! accepted ends in exactly one completion, or none where a device hangs; until then its memory
 //! is the engine's; a short transfer is a normal result and says how many bytes it moved.
 
+mod cached;
 mod choose;
 mod outbox;
 mod pool;
@@ -20,7 +21,8 @@ use twox_hash::{XxHash3_64, XxHash3_128};
 
 use crate::arena::{Memory, Region};
 
-pub(crate) use choose::{NoEngine, Wanted, choose};
+pub(crate) use cached::cached_pages;
+pub(crate) use choose::{NoEngine, Wanted, choose, try_ring};
 pub(crate) use pool::Pool;
 pub(crate) use sim::{Crash, Sim, SimDisk};
 #[cfg(all(test, not(loom)))]

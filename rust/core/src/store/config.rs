@@ -3,7 +3,7 @@
 //! Owns: `StoreConfig` and its limits. Never does: read files or the environment. Invariant: a
 //! configuration that passes `frames` can be opened unless the machine lacks the memory.
 
-use crate::arena::{FRAME_ALIGN_BYTES, Prefault};
+use crate::arena::{FRAME_ALIGN_BYTES, Numa, Prefault};
 use crate::error::{Error, ErrorKind};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -142,6 +142,8 @@ pub struct StoreConfig {
     pub manual_clock: bool,
     /// When the RAM is faulted in.
     pub prefault: Prefault,
+    /// From which memory nodes the RAM comes; none: from where it is faulted in.
+    pub numa: Option<Numa>,
     /// How long a put may wait for calls in progress to give frames back, and for the cleaner.
     pub put_wait: Duration,
     /// A second tier; none: blocks are in RAM only.
@@ -160,6 +162,7 @@ impl StoreConfig {
             deterministic: false,
             manual_clock: false,
             prefault: Prefault::Background,
+            numa: None,
             put_wait: Duration::from_secs(1),
             ssd: None,
             io_timeout: Duration::from_secs(1),

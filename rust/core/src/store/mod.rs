@@ -23,6 +23,7 @@ mod lease;
 mod lookup;
 mod open;
 mod past;
+pub mod probe;
 mod put;
 mod remove;
 mod ring;
@@ -37,7 +38,7 @@ mod histories;
 #[cfg(all(test, not(loom)))]
 mod tests;
 
-pub use crate::arena::{Prefault, Rows, RowsMut};
+pub use crate::arena::{Numa, Prefault, Rows, RowsMut};
 pub use crate::event::{Event, EventKind};
 pub use config::{
     BLOCK_BYTES_MAX, EngineKind, FRAMES_MAX, OnLocked, PolicyKind, SsdConfig, StoreConfig,
@@ -53,7 +54,9 @@ pub use scrub::Scrubbed;
 pub use simulated::SimWorld;
 pub use validate::Recount;
 
-use crate::arena::{Arena, ArenaConfig, Memory, MemoryId, fork_count, prefer_huge_pages};
+use crate::arena::{
+    Arena, ArenaConfig, ArenaOptions, Memory, MemoryId, check_ram, fork_count, prefer_huge_pages,
+};
 use crate::directory::{Directory, Entry, Frames, pieces};
 use crate::error::{Error, ErrorKind};
 use crate::policy::{self, Policy};
@@ -200,6 +203,11 @@ impl Store {
         watch: &mut Watch<'_>,
     ) -> Result<Arc<Self>, Error> {
         let (frames, stride_bytes) = config.frames()?;
+        // Before a directory is made, or files in it.
+        let staging_bytes = tier::STAGING_BYTES.max(2 * u64::from(stride_bytes));
+        let beside = config.ssd.is_some() && !config.deterministic;
+        let frames_bytes = u64::from(frames) * u64::from(stride_bytes);
+        check_ram(frames_bytes + if beside { staging_bytes } else { 0 })?;
         let forks = fork_count();
         let block_bytes = config.block_bytes as u32;
         let mut survey = |ssd| open::survey(ssd, block_bytes, stride_bytes, world.as_ref(), watch);
@@ -260,7 +268,8 @@ impl Store {
     ) -> Result<Arc<Arena>, Error> {
         let prefault = if config.deterministic { Prefault::Now } else { config.prefault };
         let threads = usize::from(config.deterministic);
-        Ok(Arc::new(Arena::map(ArenaConfig { who, frames, stride_bytes, prefault, threads })?))
+        let arena = ArenaConfig { who, frames, stride_bytes, prefault, threads };
+        Ok(Arc::new(Arena::map_with(arena, ArenaOptions { numa: config.numa })?))
     }
 
     fn start_driver(self: &Arc<Self>) -> Result<(), Error> {
@@ -424,6 +433,7 @@ impl Store {
         let (blocks, bytes_resident, _) = counters.resident_now(directory.epoch());
         let mut stats = Stats {
             state: if closed { "closed" } else { "open" },
+            numa: self.parts.arena.numa().to_owned(),
             frames_total: u64::from(frames.total()),
             frames_free: u64::from(frames.free()),
             blocks,

@@ -11,7 +11,7 @@ use crate::arena::{Arena, ArenaConfig, Memory, MemoryId, Prefault, Region, RowsM
 use crate::error::{Error, ErrorKind};
 use crate::io::{self, Completion, Engine, NoEngine, Op, Request, Sim, SimDisk, Wanted};
 use crate::ssd::admit::{Admission, AdmitConfig};
-use crate::ssd::dir::{DirConfig, LockGuard};
+use crate::ssd::dir::{self, DirConfig, LockGuard};
 use crate::ssd::format::{EPOCH_MAX, PAGE_BYTES, Super};
 use std::os::fd::OwnedFd;
 use std::path::Path;

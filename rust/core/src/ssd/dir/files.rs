@@ -333,13 +333,16 @@ pub(super) fn is_tmpfs(at: &Folder<'_>, notes: &mut Notes) -> bool {
     is
 }
 
+/// What direct transfers of a file must be aligned to, memory and offsets, if it says.
+pub(super) fn direct_align(file: &OwnedFd) -> Option<(u32, u32)> {
+    let told = statx(file, "", AtFlags::EMPTY_PATH, StatxFlags::DIOALIGN).ok()?;
+    let align = (told.stx_dio_mem_align, told.stx_dio_offset_align);
+    (told.stx_mask & StatxFlags::DIOALIGN.bits() != 0).then_some(align)
+}
+
 /// Makes transfers of a file bypass the page cache; false, and said, where they can't.
 pub(super) fn bypass(file: &OwnedFd, at: &Folder<'_>, notes: &mut Notes) -> bool {
-    let told = statx(file, "", AtFlags::EMPTY_PATH, StatxFlags::DIOALIGN).ok().and_then(|told| {
-        (told.stx_mask & StatxFlags::DIOALIGN.bits() != 0)
-            .then_some((told.stx_dio_mem_align, told.stx_dio_offset_align))
-    });
-    let why = match told {
+    let why = match direct_align(file) {
         Some(align) if !fits(align) => {
             format!(
                 "O_DIRECT needs memory and offsets aligned to {} and {} bytes",
