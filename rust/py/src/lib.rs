@@ -7,8 +7,8 @@
 //! no call waits, copies, or looks up more than `FEW_KEYS` keys while attached to the interpreter.
 //!
 //! One file a thing: `keys` and `make_keys`, `tokens`, `memory` (blocks and outs), `store` with its
-//! `handle` and `ssd`, `matched`, `lease`, `stats`; `inspect` and `gc`; `probe`; `replay`; `options`,
-//! `refuse` and `errors` for what goes wrong.
+//! `handle` and `ssd`, `matched`, `lease`, `stats`; `inspect` and `gc`; `probe`; `replay`;
+//! `options`, `refuse` and `errors` for what goes wrong.
 
 mod errors;
 mod gc;
