@@ -28,10 +28,10 @@ const IN_FLIGHT_BYTES_MAX: [u64; 2] = [8 << 20, 4 << 20];
 /// batches has the next one at hand.
 const BESIDE_URGENT_BYTES_MAX: u64 = 256 << 10;
 const URGENT_AFTERGLOW: Duration = Duration::from_millis(2);
-/// Pieces in flight, both queues together; the ring has room for them and the eventfd.
-const PIECES_MAX: usize = 160;
+/// Pieces in flight of each of the two; the ring has room for them and the eventfd.
+const PIECES_MAX: [u32; 2] = [128, 64];
 const ENTRIES: u32 = 256;
-const _: () = assert!(PIECES_MAX < ENTRIES as usize);
+const _: () = assert!(PIECES_MAX[0] + PIECES_MAX[1] < ENTRIES);
 /// Calls of the ring in a row that may fail before it is given up.
 const FAILURES_MAX: u32 = 64;
 const FAILURE_WAIT: Duration = Duration::from_millis(1);
@@ -206,7 +206,7 @@ impl Ring {
             IN_FLIGHT_BYTES_MAX[which]
         };
         let fits = queue.pieces == 0 || queue.bytes + u64::from(len) <= most;
-        fits && self.pieces.used() < PIECES_MAX
+        fits && queue.pieces < PIECES_MAX[which]
     }
 
     /// Before the first piece of a write: its digest.
@@ -292,6 +292,10 @@ impl Ring {
             self.queues[which].bytes -= u64::from(len);
             self.queues[which].pieces -= 1;
             if let Some(end) = self.transfers.get(of).end() {
+                // It may have ended before all of it was cut; only the first in turn is partly cut.
+                if self.queues[which].waiting.front() == Some(&of) {
+                    self.queues[which].waiting.pop_front();
+                }
                 self.end(of, end);
             }
         }

@@ -142,6 +142,22 @@ fn more_than_a_piece_moves_whole_with_its_digest() {
 }
 
 #[test]
+fn a_long_read_over_the_end_of_a_file_is_short() {
+    // More pieces than are in flight at once: it ends before the last of them is cut.
+    let pages = 4 * PIECE_BYTES_MAX / PAGE;
+    let memory = memory(pages);
+    let Some(ring) = ring_over(u64::from(3 * PAGE), &memory) else { return };
+    for urgent in [true, false] {
+        let read = Request { urgent, ..request(1, Op::Read, 0, region(0, pages)) };
+        let short = Completion { id: 1, result: Ok(3 * PAGE), digest: 0 };
+        assert_eq!(run(&ring, &[read]), [short]);
+        // It goes on with what comes behind.
+        let next = Request { id: 2, region: region(0, 1), ..read };
+        assert_eq!(run(&ring, &[read, next]).len(), 2);
+    }
+}
+
+#[test]
 fn memory_is_registered_where_the_limit_allows() {
     let memory = memory(16);
     let Some(ring) = ring_over(1 << 16, &memory) else { return };
