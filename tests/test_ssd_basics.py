@@ -309,7 +309,7 @@ def test_stats_are_all_there(root: Path) -> None:
         put(store, range(10))
     after = store.stats()
     assert (after.state, after.ssd_writes, after.ssd_unclean) == ("closed", 10, False)
-    assert repr(after).startswith("Stats(state='closed', frames_total=16, ")
+    assert repr(after).startswith("Stats(state='closed', numa='', frames_total=16, ")
     assert "ssd_state='ok'" in repr(after)
 
 
