@@ -218,7 +218,7 @@ def test_other_threads_run_while_it_waits(root: Path) -> None:
             counted += 1
         store.close()
 
-    thread = threading.Thread(target=work)
+    thread = threading.Thread(target=work, daemon=True)
     thread.start()
     with OnLog("Waiting", waits.set), open_store(root, on_locked="wait:600s"):
         assert counted == 200_000
