@@ -217,6 +217,10 @@ def test_older_than(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert fates(capsys, root, *chosen) == expected
     both = fates(capsys, root, "--older-than", "120h", "--keep", MINE, "--remove")
     assert both == {("mine", "0"): "kept", ("mine", "1"): "kept", ("theirs", "0"): "removed"}
+    # What nobody ever opened is not old.
+    (root / MINE / "empty").mkdir()
+    assert fates(capsys, root, *chosen)["mine", "empty"] == "kept"
+    (root / MINE / "empty").rmdir()
     # An open makes it young again; a look does not.
     keystow.open_readonly(member_folder(root)).close()
     assert fates(capsys, root, *chosen)["mine", "0"] == "to go"
@@ -259,7 +263,7 @@ def test_what_is_not_a_stores_stays(root: Path, capsys: pytest.CaptureFixture[st
     assert text.count("[KS-SSD-005]: ") == 1
     assert "notes.txt" in text
     # To list them is no fault; nor is what nobody chose.
-    gc(root)
+    assert set(fates(capsys, root).values()) == {"stays"}
     gc(root, "--remove", "--keep", MINE, "--keep", THEIRS)
 
 
@@ -332,7 +336,7 @@ while not sys.stdin.closed:
     with child(script, root) as remover:
         assert said(remover) == "ready"
         opened = 0
-        for number in range(200):
+        for number in range(50):
             try:
                 with open_store(root, capacity="1MiB") as store:
                     opened += 1

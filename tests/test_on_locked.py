@@ -11,6 +11,7 @@ import logging
 import signal
 import threading
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 import pytest
@@ -21,7 +22,6 @@ from disk import child, files_below, open_store, put, said, there
 if TYPE_CHECKING:
     import subprocess
     from collections.abc import Callable
-    from pathlib import Path
 
 HOLDER = """
 store = open_store(Path(sys.argv[1]))
@@ -33,7 +33,9 @@ say("closed")
 sys.stdin.readline()
 """
 WAITER = """
-import logging
+import logging, signal
+# Whoever started these tests in the background made it ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 class Tell(logging.Handler):
     def emit(self, record): say(record.getMessage())
 logging.getLogger("keystow").addHandler(Tell())
@@ -83,6 +85,18 @@ def tell(process: subprocess.Popen[str], line: str = "") -> None:
     assert process.stdin
     process.stdin.write(f"{line}\n")
     process.stdin.flush()
+
+
+def sleeps(process: subprocess.Popen[str], times: int) -> None:
+    """Wait until a child has slept so often: it has left what it did before."""
+
+    def slept() -> int:
+        status = Path(f"/proc/{process.pid}/status").read_text()
+        return int(status.partition("\nvoluntary_ctxt_switches:")[2].split()[0])
+
+    enough = slept() + times
+    while slept() < enough:
+        time.sleep(0.01)
 
 
 def test_it_opens_when_the_owner_closes(root: Path) -> None:
@@ -176,13 +190,15 @@ def test_only_the_lock_is_waited_for(root: Path) -> None:
 
 
 def test_ctrl_c_ends_the_wait(root: Path) -> None:
-    with child(HOLDER, root) as holder, child(WAITER, root, "wait:1440min") as waiter:
+    with child(HOLDER, root) as holder:
         assert said(holder) == "open 0"
-        assert said(waiter) == "ready"
-        assert "Waiting" in said(waiter)
-        waiter.send_signal(signal.SIGINT)
-        assert said(waiter) == "interrupted"
-        waiter.wait()
+        with child(WAITER, root, "wait:1440min") as waiter:
+            assert said(waiter) == "ready"
+            assert "Waiting" in said(waiter)
+            sleeps(waiter, times=5)
+            waiter.send_signal(signal.SIGINT)
+            assert said(waiter) == "interrupted"
+            waiter.wait()
         tell(holder)
         assert said(holder) == "closed"
         with open_store(root) as store:
@@ -202,7 +218,7 @@ def test_other_threads_run_while_it_waits(root: Path) -> None:
             counted += 1
         store.close()
 
-    thread = threading.Thread(target=work)
+    thread = threading.Thread(target=work, daemon=True)
     thread.start()
     with OnLog("Waiting", waits.set), open_store(root, on_locked="wait:600s"):
         assert counted == 200_000

@@ -229,3 +229,22 @@ pub(crate) fn unhex(name: &str) -> Option<[u8; 16]> {
     }
     (hex(&fingerprint) == name).then_some(fingerprint)
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::{DIR_FLAGS, open_below};
+    use crate::ssd::dir::tests::Root;
+    use rustix::fs::{CWD, Mode, openat};
+    use std::os::fd::AsFd;
+
+    #[test]
+    fn nothing_is_made_in_a_directory_that_is_gone() {
+        let root = Root::new("gone");
+        std::fs::create_dir(&root.0).expect("create");
+        let above = openat(CWD, &root.0, DIR_FLAGS, Mode::empty()).expect("open");
+        std::fs::remove_dir(&root.0).expect("remove");
+        let mut made = Vec::new();
+        let below = open_below(above.as_fd(), "0", &root.0.join("0"), false, &mut made);
+        assert!(below.expect("no error").is_none() && made.is_empty());
+    }
+}

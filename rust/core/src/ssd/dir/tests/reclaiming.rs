@@ -114,6 +114,26 @@ fn nothing_goes_without_being_asked_for_or_where_it_would_not_do() {
     assert_eq!(error.code, "KS-SSD-002");
     assert!(error.message.contains("Nothing was reclaimed: 3 unlocked"), "{error}");
     assert_eq!(root.tree(), before);
+    // Nor where it would do with what is locked.
+    let held = open(&DirConfig { fingerprint: NEW, member: "b", ..root.config(40) }).expect("open");
+    let error = open_on(&reclaiming(&root, 120), SMALL).expect_err("no room");
+    assert!(error.message.contains("Nothing was reclaimed: 2 unlocked"), "{error}");
+    drop(held);
+    assert_eq!(root.tree(), before);
+}
+
+#[test]
+fn before_it_is_locked_ones_own_stays_too() {
+    let root = Root::new("own");
+    opened_at(&root, &root.config(5), 10);
+    DISK.set((root.0.clone(), 0));
+    let config = reclaiming(&root, 5);
+    let mut reclaim = Reclaim::new(&config, SMALL);
+    assert!(!reclaim.make_room_in_root());
+    assert_eq!(left(&root), ["0"]);
+    let other = DirConfig { member: "1", ..config.clone() };
+    assert!(Reclaim::new(&other, SMALL).make_room_in_root(), "it is another's own");
+    assert_eq!(left(&root), Vec::<String>::new());
 }
 
 #[test]
