@@ -37,8 +37,6 @@ BENCHMARKS: dict[str, Callable[..., Iterator[Figure]]] = {
     "simulated": simulated.figures,
 }
 ON_DISK = {"ssd", "ssd_calls", "reopen"}
-# Tiny sizes leave them nothing to measure: a quick run has them only where they are asked for.
-NOT_QUICK = {"ssd_calls"}
 COLUMNS = "{:<46} {:>8} {:>19} {:>8} {:>6}  {:<20} {:<6} {}"
 
 
@@ -97,8 +95,7 @@ def main() -> int:
     if not options.json:
         print(COLUMNS.format("figure", "median", "spread", "rival", "ratio", "level", "", "rival"))
     shown = []
-    by_default = [name for name in BENCHMARKS if not (options.quick and name in NOT_QUICK)]
-    for name in options.only or by_default:
+    for name in options.only or BENCHMARKS:
         where = {"directory": options.dir} if name in ON_DISK else {}
         for figure in BENCHMARKS[name](quick=options.quick, **where):
             shown.append(as_dict(figure))

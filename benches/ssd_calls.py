@@ -3,9 +3,9 @@
 Method: the stores, the disk and the raw loop of `ssd.py`. Latency: `get` of one block that is on
 SSD alone, into huge pages, a millisecond of rest before each; the raw read is one `preadv` with
 O_DIRECT of as many bytes from this thread, by turns with it. The level holds for the median and for
-the 99th of a hundred. Busy: batched gets, alone and while another thread puts new
-chains as fast as they are written, by turns; the time of each batch is kept. Engines: the rounds of
-`ssd.py` over the ring, the pool and the raw loop by turns.
+the 99th of a hundred. Busy: batched gets, alone and while another thread puts new chains as fast as
+they are written, by turns; the time of each batch is kept. Engines: the rounds of `ssd.py` over the
+ring and the pool by turns; beside the raw loop the best of them stands there.
 """
 
 import os
@@ -14,7 +14,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -105,75 +105,83 @@ def latencies(
             yield Figure(title, "us", Sample((ours,)), Sample((theirs,)), rival, most=level)
 
 
-def against_each_other(
-    verb: str, benches: dict[str, Bench], raw: RawLoop, block_bytes: int
-) -> Iterator[Figure]:
-    """Rounds over each engine and the raw loop by turns."""
-    any_bench = next(iter(benches.values()))
+def against_each_other(verb: str, benches: dict[str, Bench], block_bytes: int) -> Iterator[Figure]:
+    """Rounds over each engine by turns; nothing where there is one alone."""
+    if len(benches) < len(ENGINES):
+        return
     work = {name: bench.put if verb == "write" else bench.get for name, bench in benches.items()}
-    work["raw"] = lambda: (
-        raw.write(block_bytes, any_bench.blocks_in_turn())
-        if verb == "write"
-        else raw.read(block_bytes, any_bench.blocks_at_random())
-    )
-    samples = {
-        name: gigabytes(sample) for name, sample in interleave(work, any_bench.size.rounds).items()
-    }
+    rounds = benches[ENGINES[0]].size.rounds
+    samples = interleave(work, rounds)
+    ring, pool = (gigabytes(samples[name]) for name in ENGINES)
     what = f"{'write-behind' if verb == 'write' else 'get'} {label(block_bytes)}"
-    for name in benches:
-        yield Figure(f"{what}, {name}", "GB/s", samples[name], samples["raw"], raw.told(verb))
-    if len(benches) == len(ENGINES):
-        least = LEAST_OF_EACH_OTHER if block_bytes >= EACH_OTHER_BYTES else None
-        ring, pool = (samples[name] for name in ENGINES)
-        yield Figure(f"{what}, uring by pool", "GB/s", ring, pool, "pool", least_ratio=least)
-        yield Figure(f"{what}, pool by uring", "GB/s", pool, ring, "uring", least_ratio=least)
+    least = LEAST_OF_EACH_OTHER if block_bytes >= EACH_OTHER_BYTES else None
+    yield Figure(f"{what}, uring by pool", "GB/s", ring, pool, "pool", least_ratio=least)
+    yield Figure(f"{what}, pool by uring", "GB/s", pool, ring, "uring", least_ratio=least)
 
 
 def while_writing(bench: Bench, name: str) -> Iterator[Figure]:
-    """Batched gets alone, and while another thread puts."""
+    """Batched gets of some chains, alone and while another thread puts new ones, by turns."""
+    chains = list(chains_on_ssd(bench))
     took: list[float] = []
-    stop = threading.Event()
-    rng_keys = bench.rng.bytes
-
-    def write() -> None:
-        while not stop.is_set():
-            bench.store.put(rng_keys(KEY_BYTES * bench.size.batch), bench.source)
-
-    def alone() -> float:
-        return reads(bench, [])
-
-    def beside() -> float:
-        stop.clear()
-        writer = threading.Thread(target=write)
-        writer.start()
-        try:
-            return reads(bench, took)
-        finally:
-            stop.set()
-            writer.join()
-            bench.store.flush()
-
-    samples = interleave({"beside": beside, "alone": alone}, bench.size.rounds)
-    rates = {what: gigabytes(sample) for what, sample in samples.items()}
+    rates: dict[str, list[float]] = {"beside": [], "alone": []}
+    moved = 0
+    for turn in range(2 * (1 + bench.size.rounds)):
+        what = "beside" if turn % 2 else "alone"
+        bench.store.flush()
+        with writing(bench) if what == "beside" else nullcontext():
+            times, got = read_all(bench, chains)
+        if turn > 1:  # After a round that is not counted.
+            rates[what].append(got * bench.block_bytes / sum(times) / 1e9)
+            moved += got
+            took += times if what == "beside" else []
     title = f"get {label(bench.block_bytes)} while writing, {name}"
-    least = LEAST_WHILE_WRITING if name == "uring" else None
-    yield Figure(title, "GB/s", rates["beside"], rates["alone"], "idle", least_ratio=least)
-    worst = percentile(took, 0.99) * 1e3
-    middle = statistics.median(took) * 1e3
+    asked = 2 * bench.size.rounds * len(chains) * bench.size.batch
+    idle = f"idle; {moved / asked:.0%} of the blocks still there"
+    beside, alone = (Sample(tuple(rates[what])) for what in ("beside", "alone"))
+    yield Figure(title, "GB/s", beside, alone, idle, least_ratio=LEAST_WHILE_WRITING)
+    worst, middle = percentile(took, 0.99) * 1e3, statistics.median(took) * 1e3
     batch = f"a batch of {bench.size.batch}; median {middle:.1f}"
     yield Figure(f"{title}, p99", "ms", Sample((worst,)), note=batch)
 
 
-def reads(bench: Bench, took: list[float]) -> float:
-    """A quarter of a round of batched gets; what was still there, in bytes."""
-    moved = 0
-    for _ in range(max(1, bench.batches // 4)):
-        keys = bench.put_keys[bench.turn % len(bench.put_keys)]
+@contextmanager
+def writing(bench: Bench) -> Iterator[None]:
+    """A thread that puts new chains as fast as it can."""
+    stop = threading.Event()
+
+    def write() -> None:
+        while not stop.is_set():
+            bench.store.put(bench.rng.bytes(KEY_BYTES * bench.size.batch), bench.source)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        writer.join()
+
+
+def read_all(bench: Bench, chains: list[bytes]) -> tuple[list[float], int]:
+    """The seconds of each get, and how many blocks were there."""
+    times, got = [], 0
+    for keys in chains:
         start = time.perf_counter()
-        moved += bench.store.get(keys, bench.rows[: bench.size.batch])
-        took.append(time.perf_counter() - start)
-        bench.turn += 1
-    return float(moved * bench.block_bytes)
+        got += bench.store.get(keys, bench.rows[: bench.size.batch])
+        times.append(time.perf_counter() - start)
+    return times, got
+
+
+def chains_on_ssd(bench: Bench) -> Iterator[bytes]:
+    """As many chains as twice the RAM has room for: what is read in turn has left it again.
+
+    The writer takes the place of what was not read for longest: of the others.
+    """
+    room = 2 * bench.size.ram_bytes
+    for keys in bench.put_keys:
+        if room > 0 and bench.store.match(keys).blocks == bench.size.batch:
+            room -= bench.source.nbytes
+            yield keys
 
 
 def figures(*, quick: bool, directory: Path | None = None) -> Iterator[Figure]:
@@ -185,11 +193,11 @@ def figures(*, quick: bool, directory: Path | None = None) -> Iterator[Figure]:
         raw = RawLoop(home, size.ssd_bytes, memory, (4, 5))
         for block_bytes in SIZES:
             with opened(size, block_bytes, home, raw) as benches:
-                yield from against_each_other("write", benches, raw, block_bytes)
+                yield from against_each_other("write", benches, block_bytes)
                 for bench in benches.values():
                     bench.keep_those_on_ssd()
                     bench.verify()
-                yield from against_each_other("read", benches, raw, block_bytes)
+                yield from against_each_other("read", benches, block_bytes)
                 yield from latencies(benches, raw, block_bytes, calls)
                 for name, bench in benches.items():
                     yield from while_writing(bench, name)

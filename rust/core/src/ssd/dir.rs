@@ -75,6 +75,25 @@ pub(crate) struct DirConfig<'a> {
     pub(crate) direct: bool,
 }
 
+impl<'a> DirConfig<'a> {
+    /// To look at a directory, whatever it holds: nothing is asked of it.
+    pub(crate) fn to_look(root: &'a Path, fingerprint: [u8; 16], member: &'a str) -> Self {
+        Self {
+            root,
+            fingerprint,
+            member,
+            layout_json: "",
+            capacity_bytes: 0,
+            stride_bytes: 0,
+            reset_on_mismatch: false,
+            reclaim: false,
+            read_only: true,
+            slots_a_file: 0,
+            direct: false,
+        }
+    }
+}
+
 /// An open directory.
 #[derive(Debug)]
 pub(crate) struct Opened {

@@ -133,19 +133,7 @@ impl<'a> Condemned<'a> {
         if at.length(SUPER)?.unwrap_or(0) == 0 {
             return Err(no_stores(&self.path));
         }
-        let of_this_place = DirConfig {
-            root: self.root,
-            fingerprint: self.fingerprint,
-            member: &self.name,
-            layout_json: "",
-            capacity_bytes: 0,
-            stride_bytes: 0,
-            reset_on_mismatch: false,
-            reclaim: false,
-            read_only: true,
-            slots_a_file: 0,
-            direct: false,
-        };
+        let of_this_place = DirConfig::to_look(self.root, self.fingerprint, &self.name);
         understand(&of_this_place, &at, &mut Notes::default()).map(|_| ())
     }
 
