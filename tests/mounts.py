@@ -87,9 +87,13 @@ class Mounts:
         """Mount, and return where."""
         point = self.point(kind)
         run("mount", "-t", kind, "-o", ",".join(("noatime", *options)), what, point)
+        self.unmount_at_end(point)
+        return point
+
+    def unmount_at_end(self, point: Path) -> None:
+        """Take away what was mounted there, by whomever."""
         self._undo.callback(_unmount, point)
         self.points.append(point)
-        return point
 
     def made(
         self,
@@ -123,7 +127,8 @@ def mounts_below(folder: Path) -> Iterator[Mounts]:
 
 def _unmount(point: Path) -> None:
     for _ in range(UNMOUNTS_MAX):
-        done = subprocess.run(["umount", point], capture_output=True, text=True, check=False)  # noqa: S607
+        command = ["umount", point]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode == 0:
             return
         time.sleep(0.1)
