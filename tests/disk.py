@@ -80,6 +80,16 @@ def there(store: keystow.Store, numbers: Iterable[int], versions: int = 1) -> di
     return found
 
 
+def goes_on(store: keystow.Store, numbers: Iterable[int]) -> int:
+    """Put blocks on whatever disk: those in RAM come back. Returns how many those were."""
+    numbers = list(numbers)
+    assert put(store, numbers) == len(numbers)
+    with store.match(keys_of(numbers), pin=True) as match:
+        in_ram = numbers[: match.ram]
+        assert set(in_ram) <= set(there(store, numbers))
+        return len(in_ram)
+
+
 def files_below(root: Path) -> dict[str, int]:
     """Every file and its length, every directory and -1."""
     return {

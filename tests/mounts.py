@@ -87,9 +87,13 @@ class Mounts:
         """Mount, and return where."""
         point = self.point(kind)
         run("mount", "-t", kind, "-o", ",".join(("noatime", *options)), what, point)
+        self.unmount_at_end(point)
+        return point
+
+    def unmount_at_end(self, point: Path) -> None:
+        """Take away what was mounted there, by whomever."""
         self._undo.callback(_unmount, point)
         self.points.append(point)
-        return point
 
     def made(
         self,

@@ -20,7 +20,17 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import keystow
-from disk import BLOCK_BYTES, block, files_below, keys_of, member_folder, open_store, put, there
+from disk import (
+    BLOCK_BYTES,
+    block,
+    files_below,
+    goes_on,
+    keys_of,
+    member_folder,
+    open_store,
+    put,
+    there,
+)
 from mounts import Mounts, mounts_below, run
 
 if TYPE_CHECKING:
@@ -59,23 +69,21 @@ def filled(root: Path, **options: Any) -> keystow.Store:
     return store
 
 
+def fresh(number: int) -> range:
+    """Blocks that nobody has put yet."""
+    return range(number, number + FRESH)
+
+
 def becomes(store: keystow.Store, what: Callable[[keystow.Stats], bool]) -> keystow.Stats:
     """Use the store until its counters say so."""
     end = time.monotonic() + PATIENCE_S
     number = 10_000
     while not what(store.stats()):
         assert time.monotonic() < end, store.stats()
-        goes_on(store, number)
+        goes_on(store, fresh(number))
         there(store, range(BLOCKS))
         number += FRESH
     return store.stats()
-
-
-def goes_on(store: keystow.Store, number: int) -> None:
-    """What is put now is right here, whatever the disk does."""
-    fresh = range(number, number + FRESH)
-    assert put(store, fresh) == FRESH
-    assert sorted(there(store, fresh)) == list(fresh)
 
 
 def has_faults(stats: keystow.Stats) -> bool:
@@ -184,7 +192,7 @@ def test_a_device_that_answers_nothing_is_left_alone(mounts: Mounts) -> None:
     assert stats.ssd_state in ("off", "probing")
     assert stats.ssd_io_errors >= 8
     assert 0 < stats.ssd_quarantined <= stats.ssd_io_errors
-    goes_on(store, 50_000)
+    goes_on(store, fresh(50_000))
     store.close(timeout_s=5)
 
 
@@ -195,7 +203,7 @@ def test_a_directory_taken_away_under_a_store(tmp_path: Path, how: str) -> None:
     shutil.rmtree(root)
     if how == "removed":
         assert sorted(there(store, range(BLOCKS))) == list(range(BLOCKS))
-        goes_on(store, 10_000)
+        goes_on(store, fresh(10_000))
         store._validate()
         store.close()
         assert not root.exists()
@@ -205,7 +213,7 @@ def test_a_directory_taken_away_under_a_store(tmp_path: Path, how: str) -> None:
         assert put(other, range(100), version=1) == 100
         if how == "replaced":
             assert there(store, range(BLOCKS), versions=2) == dict.fromkeys(range(BLOCKS), 0)
-            goes_on(store, 10_000)
+            goes_on(store, fresh(10_000))
             store.flush(timeout_s=30)
             assert store.remove(keys_of(range(50))) == 50
             store.close()
@@ -225,7 +233,7 @@ def test_slots_cut_short_under_a_store(tmp_path: Path, length: int) -> None:
     assert stats.ssd_lost > 0
     assert stats.ssd_bad_tags + stats.ssd_short_transfers + stats.ssd_io_errors > 0
     for number in range(10_000, 10_200, FRESH):
-        goes_on(store, number)
+        goes_on(store, fresh(number))
     # Off, it serves what is in RAM; trusted again, also what was not cut off.
     becomes(store, lambda stats: stats.ssd_state == "ok")
     whole = [number for number in found if number >= RAM_BLOCKS]
@@ -234,7 +242,7 @@ def test_slots_cut_short_under_a_store(tmp_path: Path, length: int) -> None:
     store.close(timeout_s=5)
     with open_small(root) as store:
         there(store, range(BLOCKS))
-        goes_on(store, 20_000)
+        goes_on(store, fresh(20_000))
         assert store.flush(timeout_s=30) == 0
         store._validate()
     out = bytearray(BLOCK_BYTES * FRESH)
@@ -249,10 +257,10 @@ def test_the_table_cut_short_under_a_store(tmp_path: Path, name: str) -> None:
     store = filled(root)
     os.truncate(member_folder(root) / name, 0)
     assert len(there(store, range(BLOCKS))) == BLOCKS
-    goes_on(store, 10_000)
+    goes_on(store, fresh(10_000))
     store.flush(timeout_s=30)
     store.close()
     with open_small(root, on_mismatch="reset") as store:
         there(store, range(BLOCKS))
-        goes_on(store, 20_000)
+        goes_on(store, fresh(20_000))
         store._validate()
