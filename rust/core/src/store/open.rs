@@ -12,6 +12,7 @@ use crate::io::{Completion, Engine, Op, Pool, Request, Sim, SimDisk};
 use crate::ssd::admit::{Admission, AdmitConfig};
 use crate::ssd::dir::{self, DirConfig, LockGuard};
 use crate::ssd::format::{EPOCH_MAX, PAGE_BYTES, Super};
+use crate::ssd::recover::Plan;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -25,13 +26,10 @@ const _: () = assert!(PAGES_MAX.is_multiple_of(READ_LANES) && FEW_PAGES.is_multi
 /// What an open waits for SUPER, beside the timeout of its transfers.
 const OPEN_TRANSFERS: u32 = 8;
 
-/// Recovered blocks that are entered in one hold of the keeper's lock.
-const RECOVERED_A_HOLD: usize = 4096;
-
 /// How far the recovery of an SSD tier is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Progress {
-    /// "pages" of the table that are read, then "blocks" that are entered.
+    /// "pages" of the table that are read, "records" that are sorted out, "blocks" that are entered.
     pub what: &'static str,
     /// So many are done.
     pub done: u64,
@@ -246,14 +244,15 @@ impl Store {
         if !fresh {
             self.read_table(bounce, watch)?;
         }
-        let recovery = self.with_tier(|tier, with| tier.begin_recovery(with));
+        let plan = self.sort_out(watch)?;
+        let recovery = self.with_tier(|tier, with| tier.begin_recovery(with, plan));
         let mut recovery = match recovery {
             Some(Ok(recovery)) => recovery,
             Some(Err(epoch)) => return Err(no_epochs_left(epoch)),
             None => return Err(poisoned()),
         };
         while !self
-            .with_tier(|tier, with| tier.enter_some(with, &mut recovery, RECOVERED_A_HOLD))
+            .with_tier(|tier, with| tier.recover_some(with, &mut recovery))
             .ok_or_else(poisoned)?
         {
             let (done, all) = recovery.progress();
@@ -276,6 +275,16 @@ impl Store {
         let message = format!("the disk did not confirm SUPER within {} s.", wait.as_secs_f64());
         let hint = "look at the disk (dmesg), or open the store without ssd=.";
         Err(Error::new(ErrorKind::Ssd, "KS-SSD-103", message, hint))
+    }
+
+    /// Sorts the records out, a piece a hold.
+    fn sort_out(&self, watch: &mut Watch<'_>) -> Result<Plan, Error> {
+        let mut sorter = self.with_tier(|tier, _| tier.begin_sorting()).ok_or_else(poisoned)?;
+        while !self.with_tier(|tier, _| tier.sort_some(&mut sorter)).ok_or_else(poisoned)? {
+            let (done, all) = sorter.progress();
+            go_on(watch, Progress { what: "records", done, all })?;
+        }
+        Ok(sorter.finish())
     }
 
     /// Drives the tier in this thread until `done`: no other thread does yet.

@@ -163,6 +163,8 @@ pub(super) struct Tier {
     pub(super) stats: SsdStats,
     #[cfg(all(test, not(loom)))]
     sorted_out: crate::ssd::recover::Counts,
+    #[cfg(all(test, not(loom)))]
+    recovered_a_hold_max: u64,
 }
 
 impl Tier {
@@ -206,6 +208,8 @@ impl Tier {
             stats: SsdStats::default(),
             #[cfg(all(test, not(loom)))]
             sorted_out: crate::ssd::recover::Counts::default(),
+            #[cfg(all(test, not(loom)))]
+            recovered_a_hold_max: 0,
             geometry,
         }
     }

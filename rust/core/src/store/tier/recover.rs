@@ -1,24 +1,30 @@
 //! The tier at open: what the table says comes back into the index.
 //!
 //! Owns: the way from pages to headers. Never does: read a payload; the first read of each block
-//! verifies it; hold the lock for more than a piece, but to sort the records out. Invariants: no
-//! record is trusted (`ssd::recover` sorts them out); parents come before children, a missing one
-//! becomes a hole; what does not come back is blanked; the order is that of the last use.
+//! verifies it; hold the lock for more than a piece. Invariants: no record is trusted
+//! (`ssd::recover` sorts them out); parents come before children, a missing one becomes a hole; what
+//! does not come back is blanked; the order is that of the last use.
 
 use super::{OnSsd, Tier, With};
 use crate::directory::Restored;
 use crate::event::EventKind;
 use crate::policy::Policy;
 use crate::ssd::format::{self, EPOCH_MAX, PAGE_BYTES};
-use crate::ssd::recover::{Found as Block, Parent, Plan, plan};
+use crate::ssd::recover::{Found as Block, Parent, Plan, Sorter};
 use crate::units::Slot;
 
 /// So far ahead a bin is asked for before its block is entered.
 const AHEAD: usize = 16;
 
-/// A recovery under way: what is to be entered, and how far that is.
+/// Which pieces of work one hold of the lock takes up, at most.
+pub(in crate::store) const RECOVERED_A_HOLD: usize = 4096;
+
+/// A recovery under way: what is to be blanked and entered, and how far that is.
 pub(in crate::store) struct Recovery {
     plan: Plan,
+    /// How many of the slots to blank are blank, and of the pages to be written anew marked.
+    blanked: usize,
+    distrusted: u32,
     /// Where the first blocks of the plan are now; none where one did not come in.
     entered: Vec<Option<(Slot, u32)>>,
     /// How many of those, oldest first, have their place in the order.
@@ -70,14 +76,28 @@ impl Tier {
         self.bounce_free.retain(|frame| !frames.contains(&frame.0));
     }
 
-    /// Sorts out the records of all pages, and begins a new epoch: nothing of an earlier one is
-    /// written any more. Blocks are entered by `enter_some`.
+    /// Begins to sort out the records of all pages.
+    pub(in crate::store) fn begin_sorting(&self) -> Sorter {
+        let clear_epoch = self.superblock.clear_epoch();
+        Sorter::new(self.table.slots() as usize, clear_epoch, self.geometry.block_bytes)
+    }
+
+    /// Sorts out some more; whether that was all. The image does not change meanwhile.
+    pub(in crate::store) fn sort_some(&self, sorter: &mut Sorter) -> bool {
+        let told = sorter.told();
+        sorter.step(self.table.records_from(told), RECOVERED_A_HOLD)
+    }
+
+    /// Begins a new epoch: nothing of an earlier one is written any more. What the records came to
+    /// is taken in by `recover_some`.
     ///
     /// # Errors
     /// The epoch that would have to begin, where the format has none left; nothing has changed.
-    pub(in crate::store) fn begin_recovery(&mut self, with: &With<'_>) -> Result<Recovery, u32> {
-        let clear_epoch = self.superblock.clear_epoch();
-        let plan = plan(self.table.records(), clear_epoch, self.geometry.block_bytes);
+    pub(in crate::store) fn begin_recovery(
+        &mut self,
+        with: &With<'_>,
+        plan: Plan,
+    ) -> Result<Recovery, u32> {
         #[cfg(all(test, not(loom)))]
         {
             self.sorted_out = plan.counts;
@@ -88,29 +108,58 @@ impl Tier {
         }
         with.parts.directory.set_epoch(epoch);
         let round = self.superblock.boot(epoch);
-        for slot in &plan.blank {
-            self.table.blank(*slot, with.now_us);
-        }
-        if self.superblock.is_distrusted() {
-            // What was read may be in the disk's cache alone, and its owner believed lost.
-            self.distrust_table(with.now_us);
-        }
         self.stats.recovered_orphans = u64::from(plan.counts.orphans);
-        Ok(Recovery { entered: Vec::with_capacity(plan.blocks.len()), plan, aged: 0, round })
+        // What was read may be in the disk's cache alone, and its owner believed lost.
+        let distrusted = if self.superblock.is_distrusted() { 0 } else { self.table.pages() };
+        let entered = Vec::with_capacity(plan.blocks.len());
+        Ok(Recovery { plan, blanked: 0, distrusted, entered, aged: 0, round })
     }
 
-    /// Enters at most so many more blocks and puts at most as many in their order of age; whether
-    /// that was all.
-    pub(in crate::store) fn enter_some(
+    /// Takes in some more: slots to blank, pages to write anew, blocks, their order of age, as many
+    /// of one of them as one hold allows; whether that was all.
+    pub(in crate::store) fn recover_some(
         &mut self,
         with: &mut With<'_>,
         recovery: &mut Recovery,
-        most: usize,
     ) -> bool {
-        let Recovery { plan, entered, aged, .. } = recovery;
+        #[cfg(all(test, not(loom)))]
+        let before = self.taken_in();
+        let done = self.take_in_some(with, recovery);
+        #[cfg(all(test, not(loom)))]
+        {
+            let did = self.taken_in().into_iter().zip(before).map(|(is, was)| is.abs_diff(was));
+            self.recovered_a_hold_max = did.fold(self.recovered_a_hold_max, u64::max);
+        }
+        done
+    }
+
+    fn take_in_some(&mut self, with: &mut With<'_>, recovery: &mut Recovery) -> bool {
+        let Recovery { plan, blanked, distrusted, .. } = recovery;
+        if *blanked < plan.blank.len() {
+            let end = plan.blank.len().min(*blanked + RECOVERED_A_HOLD);
+            plan.blank[*blanked..end].iter().for_each(|slot| self.table.blank(*slot, with.now_us));
+            *blanked = end;
+            return false;
+        }
+        if *distrusted < self.table.pages() {
+            let end = self.table.pages().min(*distrusted + RECOVERED_A_HOLD as u32);
+            (*distrusted..end).for_each(|page| self.table.distrust(page, with.now_us));
+            *distrusted = end;
+            return false;
+        }
+        if recovery.entered.len() < plan.blocks.len() {
+            self.enter_some(with, recovery);
+            return false;
+        }
+        self.age_some(with, recovery)
+    }
+
+    /// Enters some more blocks.
+    fn enter_some(&mut self, with: &mut With<'_>, recovery: &mut Recovery) {
+        let Recovery { plan, entered, .. } = recovery;
         let epoch = with.parts.directory.epoch();
         let before = (self.stats.recovered, self.stats.recovered_bytes);
-        let end = plan.blocks.len().min(entered.len() + most);
+        let end = plan.blocks.len().min(entered.len() + RECOVERED_A_HOLD);
         for at in entered.len()..end {
             if let Some(soon) = plan.blocks.get(at + AHEAD) {
                 with.parts.directory.fetch_bin(soon.key);
@@ -124,10 +173,12 @@ impl Tier {
         let blocks = (self.stats.recovered - before.0) as i64;
         let bytes = (self.stats.recovered_bytes - before.1) as i64;
         with.parts.counters.resident(epoch, blocks, bytes);
-        if entered.len() < plan.blocks.len() {
-            return false;
-        }
-        let end = plan.by_age.len().min(*aged + most);
+    }
+
+    /// Gives some more blocks their place in the order of age; whether all have it.
+    fn age_some(&mut self, with: &mut With<'_>, recovery: &mut Recovery) -> bool {
+        let Recovery { plan, entered, aged, .. } = recovery;
+        let end = plan.by_age.len().min(*aged + RECOVERED_A_HOLD);
         let directory = &with.parts.directory;
         for at in &plan.by_age[*aged..end] {
             if let Some((slot, _)) = entered[*at as usize] {
