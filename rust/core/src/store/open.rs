@@ -29,7 +29,8 @@ const OPEN_TRANSFERS: u32 = 8;
 /// How far the recovery of an SSD tier is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Progress {
-    /// "pages" of the table that are read, "records" that are sorted out, "blocks" that are entered.
+    /// "pages" of the table that are read, "records" that are sorted out, "blocks" that are
+    /// entered.
     pub what: &'static str,
     /// So many are done.
     pub done: u64,

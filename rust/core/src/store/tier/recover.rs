@@ -2,8 +2,8 @@
 //!
 //! Owns: the way from pages to headers. Never does: read a payload; the first read of each block
 //! verifies it; hold the lock for more than a piece. Invariants: no record is trusted
-//! (`ssd::recover` sorts them out); parents come before children, a missing one becomes a hole; what
-//! does not come back is blanked; the order is that of the last use.
+//! (`ssd::recover` sorts them out); parents come before children, a missing one becomes a hole;
+//! what does not come back is blanked; the order is that of the last use.
 
 use super::{OnSsd, Tier, With};
 use crate::directory::Restored;
