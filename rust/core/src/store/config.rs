@@ -65,6 +65,16 @@ impl EngineKind {
     }
 }
 
+/// What an open does where another store has the directory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnLocked {
+    /// It fails.
+    #[default]
+    Error,
+    /// The store begins in RAM, and takes the directory when it is free.
+    Ram,
+}
+
 /// An SSD tier.
 #[derive(Clone, Debug)]
 pub struct SsdConfig {
@@ -86,6 +96,8 @@ pub struct SsdConfig {
     pub write_bytes_per_s: Option<u64>,
     /// Start afresh where the directory is of another format or layout, or broken.
     pub reset_on_mismatch: bool,
+    /// What to do where another store has the directory.
+    pub on_locked: OnLocked,
     /// Slots of one file; 0 is the default.
     pub slots_a_file: u32,
 }
@@ -103,6 +115,7 @@ impl SsdConfig {
             layout: String::new(),
             write_bytes_per_s: None,
             reset_on_mismatch: false,
+            on_locked: OnLocked::Error,
             slots_a_file: 0,
         }
     }

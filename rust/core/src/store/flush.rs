@@ -56,7 +56,7 @@ impl Store {
     }
 
     /// Writes what is only in RAM to SSD, as far as there is room, and brings it to stable
-    /// storage; returns how many blocks are still in RAM only.
+    /// storage; returns how many blocks are still in RAM only: all, where the tier is not there.
     ///
     /// # Errors
     /// Closed.
@@ -72,6 +72,9 @@ impl Store {
         self.check()?;
         self.drain();
         let deadline_us = self.deadline_us(timeout);
+        if !self.wait_until_taken(deadline_us) {
+            return Ok((self.parts.directory.count_dirty(), true));
+        }
         let ended = self.write_blocks(deadline_us);
         let round =
             if self.driver.is_some() { self.confirm_table(deadline_us) } else { Round::Confirmed };
@@ -148,6 +151,11 @@ impl Store {
         };
         let deadline_us = self.deadline_us(timeout);
         self.drain();
+        if !self.wait_until_taken(deadline_us) {
+            driver.stop();
+            drop(self.lock.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take());
+            return Closed { written: 0, left: self.parts.directory.count_dirty() };
+        }
         let table_confirmed = self.write_the_last(deadline_us);
         let round = self.with_tier(|tier, _| tier.write_super(table_confirmed));
         self.nudge();

@@ -4,7 +4,7 @@ use super::SUPER_FILE;
 use super::tests::{config, get, keys, open, put, valid};
 use crate::error::ErrorKind;
 use crate::ssd::format::{EPOCH_MAX, PAGE_BYTES, SUPER_BYTES, Super, newest};
-use crate::store::{Progress, Store};
+use crate::store::{Progress, SimWorld, Store};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,13 +13,17 @@ fn almost_out_of_epochs(blocks: u64, left: u32) -> Arc<Store> {
     let store = open(16, 64);
     assert_eq!(put(&store, 0..blocks), blocks as usize);
     assert_eq!(store.flush(Duration::from_secs(5)).ok(), Some(0));
-    let disk = &store.world().expect("a simulated disk").disk;
-    let mut copies = vec![0; SUPER_BYTES as usize];
-    disk.read(SUPER_FILE, 0, &mut copies);
-    let found = newest(&copies[..PAGE_BYTES], &copies[PAGE_BYTES..]).expect("a good SUPER");
-    let later = Super { epoch: EPOCH_MAX - left, sequence: found.sequence + 2, ..found };
-    disk.write_raw(SUPER_FILE, (later.copy() * PAGE_BYTES) as u64, &later.encode());
+    spend_epochs(store.world().expect("a simulated disk"), EPOCH_MAX - left);
     store
+}
+
+/// SUPER says that the disk is in this epoch.
+pub(super) fn spend_epochs(world: &SimWorld, epoch: u32) {
+    let mut copies = vec![0; SUPER_BYTES as usize];
+    world.disk.read(SUPER_FILE, 0, &mut copies);
+    let found = newest(&copies[..PAGE_BYTES], &copies[PAGE_BYTES..]).expect("a good SUPER");
+    let later = Super { epoch, sequence: found.sequence + 2, ..found };
+    world.disk.write_raw(SUPER_FILE, (later.copy() * PAGE_BYTES) as u64, &later.encode());
 }
 
 #[test]

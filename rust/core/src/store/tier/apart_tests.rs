@@ -1,0 +1,463 @@
+//! A store that begins in RAM because another one has the directory, and takes it later.
+
+use super::tests::{config, fill, get, keys, open, put, valid};
+use crate::error::ErrorKind;
+use crate::ssd::format::EPOCH_MAX;
+use crate::stats::SsdStats;
+use crate::store::attach::Phase;
+use crate::store::{OnLocked, PutOptions, Rows, RowsMut, SimWorld, Store};
+use proptest::prelude::*;
+use std::sync::Arc;
+use std::time::Duration;
+
+const SOON: Duration = Duration::from_secs(5);
+
+/// Opens a store in RAM: somebody has the directory.
+fn open_apart(world: &SimWorld, frames: u64, slots: u64) -> Arc<Store> {
+    world.hold(true);
+    let mut config = config(frames, slots);
+    config.ssd.as_mut().expect("a tier").on_locked = OnLocked::Ram;
+    Store::open_on(&config, Some(world.clone()), &mut |_| true).expect("a store in RAM")
+}
+
+/// A disk that holds chains of five of these keys, and a store that waits for it.
+fn apart(blocks: u64, frames: u64, slots: u64) -> (SimWorld, Arc<Store>) {
+    let before = open(64, slots);
+    for chain in 0..blocks / 5 {
+        assert_eq!(put(&before, chain * 5..chain * 5 + 5), 5);
+    }
+    assert_eq!(before.close(SOON).left, 0);
+    let world = before.world().cloned().expect("a simulated disk");
+    let store = open_apart(&world, frames, slots);
+    (world, store)
+}
+
+fn ssd(store: &Store) -> SsdStats {
+    store.stats().ssd.expect("a tier is asked for")
+}
+
+/// One turn at a time until the store has come so far.
+fn turn_until(store: &Store, phase: Phase) {
+    for _ in 0..10_000 {
+        if store.phase() == phase {
+            return;
+        }
+        store.turn(Duration::from_millis(20));
+    }
+    panic!("{:?} and not {phase:?}", store.phase());
+}
+
+/// Gives the directory back, and lets the store have it whole.
+fn settle(world: &SimWorld, store: &Store) {
+    world.hold(false);
+    turn_until(store, Phase::Settled);
+    valid(store);
+}
+
+/// The same disk after a kill.
+fn killed(store: &Store) -> Arc<Store> {
+    let store = store.crash(1, false).expect("a disk to open");
+    valid(&store);
+    store
+}
+
+#[test]
+fn a_store_begins_in_ram_and_takes_the_directory_when_it_is_free() {
+    let (world, store) = apart(20, 64, 200);
+    assert_eq!((ssd(&store).state, store.stats().fallbacks.len()), ("waiting", 1));
+    assert_eq!(put(&store, 100..110), 10);
+    assert_eq!((get(&store, 100..110), get(&store, 0..5)), (10, 0));
+    store.step(1_000_000);
+    assert_eq!((ssd(&store).state, store.phase()), ("waiting", Phase::Waiting));
+    assert_eq!(store.flush(SOON).ok(), Some(10), "all are in RAM only");
+    world.hold(false);
+    turn_until(&store, Phase::Taking);
+    assert_eq!(ssd(&store).state, "recovering");
+    settle(&world, &store);
+    let found = ssd(&store);
+    assert_eq!((found.state, found.recovered, found.recovery_all), ("ok", 20, 20));
+    assert_eq!(store.stats().fallbacks, Vec::<String>::new());
+    assert_eq!((get(&store, 0..5), get(&store, 100..110)), (5, 10));
+    assert_eq!(store.flush(SOON).ok(), Some(0), "what came before the tier is written too");
+    let again = killed(&store);
+    assert_eq!((get(&again, 15..20), get(&again, 100..110)), (5, 10));
+}
+
+#[test]
+fn a_flush_or_close_waits_for_a_tier_that_is_being_taken_and_for_no_other() {
+    let (world, store) = apart(20, 64, 200);
+    assert_eq!(put(&store, 100..110), 10);
+    world.hold(false);
+    turn_until(&store, Phase::Taking);
+    assert_eq!(store.flush(SOON).ok(), Some(0));
+    assert_eq!(put(&store, 110..120), 10);
+    let closed = store.close(SOON);
+    assert_eq!((closed.written, closed.left), (40, 0));
+    let waiting = open_apart(&world, 64, 200);
+    assert_eq!(put(&waiting, 200..207), 7);
+    let before_us = waiting.parts.clock.now_us();
+    let closed = waiting.close(SOON);
+    assert_eq!((closed.written, closed.left), (0, 7));
+    assert_eq!(waiting.parts.clock.now_us(), before_us, "at once");
+}
+
+#[test]
+fn what_ram_has_is_newer_and_heads_come_back_above_their_children() {
+    let (world, store) = apart(20, 64, 200);
+    // Another length tells the newer one.
+    let newer = vec![7_u8; 100];
+    let options = PutOptions { chained: false, ..PutOptions::default() };
+    store.put(&keys(3..4), &Rows::list(&[&newer]), &options).expect("open");
+    // The end of a chain whose head is on disk only.
+    let options = PutOptions { parent: Some(keys(9..10)[0]), ..PutOptions::default() };
+    let tail = fill(300);
+    assert_eq!(store.put(&keys(300..301), &Rows::list(&[&tail]), &options).ok(), Some(1));
+    settle(&world, &store);
+    let found = ssd(&store);
+    assert_eq!((found.recovered, found.recovery_all), (19, 20));
+    let look = |store: &Store| {
+        let mut out = vec![0; 4096];
+        let got = store.get(&keys(3..4), &mut RowsMut::packed(&mut out, 4096)).expect("open");
+        assert_eq!((got, &out[..101]), (1, [&newer[..], &[0]].concat().as_slice()));
+        let chain = [keys(5..10), keys(300..301)].concat();
+        assert_eq!(store.match_prefix(&chain).ok(), Some(6));
+        assert_eq!(store.match_prefix(&keys(0..5)).ok(), Some(5));
+        valid(store);
+    };
+    look(&store);
+    assert_eq!(store.flush(SOON).ok(), Some(0));
+    look(&killed(&store));
+}
+
+#[test]
+fn what_was_removed_meanwhile_does_not_come_back() {
+    let (world, store) = apart(20, 64, 200);
+    assert_eq!(put(&store, 100..105), 5);
+    assert_eq!(store.remove(&[keys(2..3), keys(104..105)].concat(), false).ok(), Some(1));
+    let error = store.remove(&keys(7..8), true).expect_err("nothing confirms it");
+    assert_eq!((error.kind, error.code), (ErrorKind::Ssd, "KS-SSD-108"));
+    // Removed and put again.
+    assert_eq!(store.remove(&keys(11..12), false).ok(), Some(0));
+    assert_eq!(put(&store, 11..12), 1);
+    settle(&world, &store);
+    assert_eq!(ssd(&store).recovered, 17);
+    assert_eq!((get(&store, 0..5), get(&store, 5..10), get(&store, 10..15)), (2, 2, 5));
+    store.step(1_000_000);
+    let again = killed(&store);
+    assert_eq!((get(&again, 0..5), get(&again, 5..10), get(&again, 3..5)), (2, 2, 2));
+    assert_eq!(get(&again, 100..105), 4);
+}
+
+#[test]
+fn more_removed_keys_than_are_remembered_take_everything_with_them() {
+    let (world, store) = apart(20, 64, 200);
+    let some: Vec<_> = keys(1000..1000 + (1 << 16)).to_vec();
+    assert_eq!(store.remove(&some, false).ok(), Some(0));
+    assert_eq!(store.remove(&keys(2..3), false).ok(), Some(0));
+    assert_eq!(put(&store, 100..105), 5);
+    settle(&world, &store);
+    assert_eq!((ssd(&store).recovered, get(&store, 0..2), get(&store, 100..105)), (0, 0, 5));
+    store.step(1_000_000);
+    assert_eq!(get(&killed(&store), 0..5), 0);
+}
+
+#[test]
+fn a_clear_before_the_tier_is_there_is_done_to_it_as_well() {
+    for taking in [false, true] {
+        let (world, store) = apart(20, 64, 200);
+        assert_eq!(put(&store, 100..110), 10);
+        if taking {
+            world.hold(false);
+            turn_until(&store, Phase::Taking);
+        }
+        let error = store.clear().expect_err("nothing confirms it");
+        assert_eq!((error.kind, error.code), (ErrorKind::Ssd, "KS-SSD-108"));
+        assert_eq!((get(&store, 100..110), put(&store, 110..115)), (0, 5));
+        settle(&world, &store);
+        assert_eq!((ssd(&store).recovered, get(&store, 0..5)), (0, 0));
+        assert_eq!(store.flush(SOON).ok(), Some(0));
+        store.clear().expect("the disk confirms");
+        assert_eq!(put(&store, 115..120), 5);
+        assert_eq!(store.flush(SOON).ok(), Some(0));
+        let again = store.crash(2, true).expect("a disk to open");
+        let there = |range| get(&again, range);
+        assert_eq!((there(0..5), there(110..115), there(115..120)), (0, 0, 5));
+    }
+}
+
+/// A clear that waits for its disk is on it once the tier is settled: a power cut brings nothing
+/// back.
+#[test]
+fn a_clear_of_before_survives_a_power_cut() {
+    let (world, store) = apart(20, 64, 200);
+    assert!(store.clear().is_err());
+    settle(&world, &store);
+    store.step(1_000_000);
+    let again = store.crash(3, true).expect("a disk to open");
+    assert_eq!((get(&again, 0..5), ssd(&again).recovered), (0, 0));
+}
+
+/// Everything may happen between two pieces.
+#[test]
+fn puts_gets_removes_and_a_clear_go_on_while_blocks_come_in() {
+    let (world, store) = apart(3000, 16, 4000);
+    world.hold(false);
+    turn_until(&store, Phase::Entering);
+    let come = || ssd(&store).recovered;
+    let mut heard = vec![come()];
+    // A piece is a budget's: nobody waits longer for the lock.
+    while come() < 300 {
+        store.turn(Duration::ZERO);
+        heard.push(come());
+        valid(&store);
+    }
+    assert!(heard.windows(2).all(|two| two[1] - two[0] <= 128), "{heard:?}");
+    assert_eq!((ssd(&store).state, ssd(&store).recovery_all), ("recovering", 3000));
+    assert_eq!(get(&store, 0..5), 5, "what is in is read at once");
+    // RAM is small: what is put pushes out others unwritten, and waits for nobody.
+    let before_us = store.parts.clock.now_us();
+    assert_eq!(put(&store, 5000..5016), 16);
+    assert_eq!(put(&store, 5100..5116), 16);
+    assert_eq!(store.parts.clock.now_us(), before_us);
+    let last = keys(2995..3000);
+    assert_eq!(store.remove(&[keys(1..2), last.clone()].concat(), false).ok(), Some(1));
+    assert_eq!(store.phase(), Phase::Entering);
+    valid(&store);
+    while store.phase() == Phase::Entering {
+        store.turn(Duration::ZERO);
+        valid(&store);
+    }
+    assert_eq!(ssd(&store).recovered, 2995);
+    assert_eq!(store.contains(&last).ok(), Some(vec![false; 5]));
+    assert_eq!((get(&store, 0..5), get(&store, 2990..2995)), (1, 5));
+    assert!(store.with_tier(|tier, _| tier.recovered_a_hold_max()) <= Some(128));
+    assert!(store.stats().lock_blocks_max <= 128);
+    assert_eq!(store.flush(SOON).ok(), Some(0));
+    let again = killed(&store);
+    assert_eq!((get(&again, 0..5), again.contains(&last).ok()), (1, Some(vec![false; 5])));
+}
+
+#[test]
+fn a_clear_while_blocks_come_in_ends_their_coming() {
+    let (world, store) = apart(1000, 16, 2000);
+    world.hold(false);
+    turn_until(&store, Phase::Entering);
+    while ssd(&store).recovered == 0 {
+        store.turn(Duration::ZERO);
+    }
+    let came = ssd(&store).recovered;
+    store.clear().expect("the disk confirms");
+    valid(&store);
+    assert_eq!((store.stats().blocks, put(&store, 5000..5005)), (0, 5));
+    while store.phase() == Phase::Entering {
+        store.turn(Duration::ZERO);
+        valid(&store);
+    }
+    assert_eq!((ssd(&store).recovered, store.stats().blocks), (came, 5));
+    assert_eq!(store.with_tier(|tier, _| tier.records()), Some(ssd(&store).blocks));
+    assert_eq!(store.flush(SOON).ok(), Some(0));
+    let again = store.crash(4, true).expect("a disk to open");
+    assert_eq!((again.stats().blocks, get(&again, 5000..5005)), (5, 5));
+}
+
+/// A durable remove is not confirmed before its record was seen.
+#[test]
+fn a_durable_remove_while_blocks_come_in_waits_for_the_last_one() {
+    let (world, store) = apart(1000, 16, 2000);
+    world.hold(false);
+    turn_until(&store, Phase::Entering);
+    assert_eq!(store.remove(&keys(990..995), true).ok(), Some(0));
+    assert_eq!(store.phase(), Phase::Settled);
+    let again = store.crash(5, true).expect("a disk to open");
+    assert_eq!((again.stats().blocks, get(&again, 990..995)), (995, 0));
+}
+
+/// The order of the SSD is that of the last use, also for blocks used while others came in.
+#[test]
+fn the_oldest_on_disk_leave_first() {
+    let before = open(64, 110);
+    for chain in 0..20 {
+        assert_eq!(put(&before, chain * 5..chain * 5 + 5), 5);
+        before.step(120_000_000);
+    }
+    assert_eq!(before.close(SOON).left, 0);
+    let world = before.world().cloned().expect("a simulated disk");
+    let store = open_apart(&world, 8, 110);
+    world.hold(false);
+    turn_until(&store, Phase::Entering);
+    while ssd(&store).recovered < 100 {
+        store.turn(Duration::ZERO);
+    }
+    assert_eq!(store.touch(&keys(5..10)).ok(), Some(5));
+    settle(&world, &store);
+    // Two old chains make room; the one that was touched is not among them.
+    for chain in 0..4 {
+        assert_eq!(put(&store, 1000 + chain * 5..1005 + chain * 5), 5);
+        assert_eq!(store.flush(SOON).ok(), Some(0));
+    }
+    let left = |chain: u64| store.match_prefix(&keys(chain * 5..chain * 5 + 5)).unwrap_or(0);
+    assert_eq!([0, 1, 2, 3].map(left), [0, 5, 0, 5]);
+}
+
+#[test]
+fn a_directory_that_cannot_be_used_leaves_the_store_in_ram() {
+    let (world, store) = apart(20, 64, 200);
+    world.disk.write_raw(super::SUPER_FILE, 0, &[0xA5; 8192]);
+    assert_eq!(put(&store, 100..110), 10);
+    world.hold(false);
+    turn_until(&store, Phase::Off);
+    let stats = store.stats();
+    assert_eq!(stats.ssd.as_ref().map(|ssd| ssd.state), Some("off"));
+    assert!(stats.fallbacks[0].starts_with("the SSD tier is off: "), "{:?}", stats.fallbacks);
+    store.step(1_000_000);
+    assert_eq!((get(&store, 100..110), store.flush(SOON).ok()), (10, Some(10)));
+    assert_eq!(store.clear().map_err(|error| error.code), Err("KS-SSD-108"));
+    assert_eq!(put(&store, 100..103), 3);
+    valid(&store);
+    let closed = store.close(SOON);
+    assert_eq!((closed.written, closed.left), (0, 3));
+}
+
+#[test]
+fn a_directory_without_epochs_leaves_the_store_in_ram() {
+    let (world, store) = apart(20, 64, 200);
+    super::open_tests::spend_epochs(&world, EPOCH_MAX);
+    world.hold(false);
+    turn_until(&store, Phase::Off);
+    assert!(store.stats().fallbacks[0].contains("16777215"), "{:?}", store.stats().fallbacks);
+    assert_eq!(put(&store, 0..5), 5);
+    valid(&store);
+}
+
+/// Pages that can't be read cost their blocks and nothing else.
+#[test]
+fn faults_while_the_table_is_read_are_survived() {
+    let (world, store) = apart(100, 64, 200);
+    world.disk.faults(|faults| faults.eio_read_ppm = 300_000);
+    world.hold(false);
+    turn_until(&store, Phase::Settled);
+    world.disk.faults(|faults| faults.eio_read_ppm = 0);
+    valid(&store);
+    assert!(ssd(&store).recovered <= 100);
+    assert_eq!(put(&store, 1000..1005), 5);
+    assert_eq!(get(&store, 1000..1005), 5);
+}
+
+#[derive(Clone, Debug)]
+enum Act {
+    Put { run: (u64, u64), chained: bool },
+    Get { run: (u64, u64) },
+    Remove { run: (u64, u64) },
+    Clear,
+    Turn { times: u8 },
+    Free,
+    Flush,
+}
+
+fn any_act() -> impl Strategy<Value = Act> {
+    let run = || (0..40_u64, 1..6_u64);
+    prop_oneof![
+        4 => (run(), any::<bool>()).prop_map(|(run, chained)| Act::Put { run, chained }),
+        3 => run().prop_map(|run| Act::Get { run }),
+        2 => run().prop_map(|run| Act::Remove { run }),
+        1 => Just(Act::Clear),
+        4 => (1..5_u8).prop_map(|times| Act::Turn { times }),
+        2 => Just(Act::Free),
+        1 => Just(Act::Flush),
+    ]
+}
+
+/// Which versions of each key may be read.
+struct Model {
+    may_be: Vec<Vec<u8>>,
+    version: u8,
+}
+
+impl Model {
+    fn act(&mut self, world: &SimWorld, store: &Store, act: &Act) {
+        match act {
+            Act::Put { run: (from, len), chained } => {
+                self.version += 1;
+                let row = [self.version; 64];
+                let rows = vec![&row[..]; *len as usize];
+                let parent = from.checked_sub(1).map(|before| keys(before..before + 1)[0]);
+                let options = PutOptions {
+                    parent: parent.filter(|_| *chained),
+                    chained: *chained,
+                    wait: None,
+                };
+                store.put(&keys(*from..from + len), &Rows::list(&rows), &options).expect("open");
+                for number in *from..from + len {
+                    self.may_be[number as usize].push(self.version);
+                }
+            }
+            Act::Get { run } => self.check(store, *run),
+            Act::Remove { run: (from, len) } => {
+                store.remove(&keys(*from..from + len), false).expect("open");
+                for number in *from..from + len {
+                    self.may_be[number as usize].clear();
+                }
+            }
+            Act::Clear => {
+                let there = matches!(store.phase(), Phase::Settled | Phase::Entering);
+                assert_eq!(store.clear().is_ok(), there);
+                self.may_be.iter_mut().for_each(Vec::clear);
+            }
+            Act::Turn { times } => {
+                for _ in 0..*times {
+                    store.turn(Duration::from_millis(60));
+                }
+            }
+            Act::Free => world.hold(false),
+            Act::Flush => {
+                let left = store.flush(SOON).expect("open");
+                assert!(left == 0 || store.phase() == Phase::Waiting);
+            }
+        }
+    }
+
+    /// Whatever is read is what some put carried, after the last remove or clear.
+    fn check(&self, store: &Store, (from, len): (u64, u64)) {
+        let mut out = vec![0; len as usize * 4096];
+        let mut rows = RowsMut::packed(&mut out, 4096);
+        let got = store.get_each(&keys(from..from + len), &mut rows).expect("open");
+        for (at, _) in got.iter().enumerate().filter(|(_, got)| **got) {
+            let row = &out[at * 4096..][..64];
+            let may_be = &self.may_be[from as usize + at];
+            assert!(may_be.contains(&row[0]) && row.iter().all(|byte| *byte == row[0]), "{row:?}");
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(1500))]
+    #[test]
+    fn whatever_is_done_meanwhile_only_right_bytes_are_read(
+        before in proptest::collection::vec(any_act(), 1..12),
+        acts in proptest::collection::vec(any_act(), 1..40),
+        frames in 3..40_u64, power: bool,
+    ) {
+        let world = SimWorld::new(7);
+        let mut model = Model { may_be: vec![Vec::new(); 64], version: 0 };
+        let first = Store::open_on(&config(64, 60), Some(world.clone()), &mut |_| true);
+        let first = first.expect("a store");
+        for act in &before {
+            model.act(&world, &first, act);
+        }
+        first.close(SOON);
+        let store = open_apart(&world, frames, 60);
+        for act in &acts {
+            model.act(&world, &store, act);
+            valid(&store);
+        }
+        settle(&world, &store);
+        model.check(&store, (0, 46));
+        // Everything is on the disk then, removals and clears too; their pages are synced by this.
+        store.step(2_000_000);
+        prop_assert_eq!(store.flush(SOON).ok(), Some(0));
+        let again = store.crash(9, power).expect("a disk to open");
+        valid(&again);
+        model.check(&again, (0, 46));
+        prop_assert_eq!(again.stats().blocks, store.stats().blocks);
+    }
+}
