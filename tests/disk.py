@@ -36,7 +36,7 @@ def open_store(root: Path, **options: Any) -> keystow.Store:
     capacity = options.pop("capacity", "4MiB")
     device = {
         name: options.pop(name)
-        for name in ("member", "engine", "on_mismatch", "write_bytes_per_s")
+        for name in ("member", "engine", "on_mismatch", "on_locked", "write_bytes_per_s")
         if name in options
     }
     options = {"layout": LAYOUT, "ram": 16 * BLOCK_BYTES, **options}

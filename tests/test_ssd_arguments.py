@@ -81,6 +81,7 @@ def test_no_device(ssd: Any, code: str, says: str) -> None:
         ({"follow": "/nvme/other"}, "KS-CFG-207", "follow="),
         ({"replicated": True}, "KS-CFG-207", "replicated="),
         ({"on_locked": "wait:30s"}, "KS-CFG-207", "on_locked="),
+        ({"on_locked": "rm"}, "KS-CFG-204", "Did you mean 'ram'?"),
         ({"encryption": b"key"}, "KS-CFG-207", "encryption="),
         ({"writebytes_per_s": 1}, "KS-CFG-201", "Did you mean 'write_bytes_per_s'?"),
     ],

@@ -39,7 +39,13 @@ class Ssd:
     ``deterministic=True`` and ``clock="manual"``. ``on_mismatch``: ``"error"``, or ``"reset"`` to
     start afresh where the directory is broken or of another version.
 
-    ``follow``, ``replicated``, ``on_locked`` and ``encryption`` take no other value yet.
+    ``on_locked``: ``"error"``, or ``"ram"``: where another store has the directory, begin in RAM
+    and take the directory once it is free (``stats().ssd_state``: ``"waiting"``,
+    ``"recovering"``, then ``"ok"``; ``"off"`` where it can't be used). What RAM holds is written
+    then. A remove or a clear of before is done to the directory as well, but until then nothing
+    confirms it: a durable remove and a clear raise SsdError, having been done in this store.
+
+    ``follow``, ``replicated`` and ``encryption`` take no other value yet.
 
     Raises ConfigError for what can't be meant.
     """
@@ -69,7 +75,7 @@ class Ssd:
         member: str = "0",
         follow: None = None,
         replicated: Literal[False] = False,
-        on_locked: Literal["error"] = "error",
+        on_locked: Literal["error", "ram"] = "error",
         on_mismatch: Literal["error", "reset"] = "error",
         encryption: None = None,
         **unknown: Never,
@@ -79,7 +85,6 @@ class Ssd:
         later = (
             ("follow", follow, None),
             ("replicated", replicated, False),
-            ("on_locked", on_locked, "error"),
             ("encryption", encryption, None),
         )
         for name, value, only in later:
@@ -94,6 +99,7 @@ class Ssd:
         put(self, "engine", checked)
         put(self, "seed", _seed(seed))
         put(self, "member", _member(member))
+        put(self, "on_locked", _on_locked(on_locked))
         put(self, "on_mismatch", check_choice(on_mismatch, "on_mismatch", ("error", "reset")))
         for name, _, only in later:
             put(self, name, only)
@@ -147,6 +153,13 @@ def _path(path: object, *, simulated: bool) -> str:
     if not text and not simulated:
         raise _no_device("path is empty.", path)
     return text
+
+
+def _on_locked(on_locked: object) -> str:
+    if isinstance(on_locked, str) and on_locked.startswith("wait"):
+        hint = 'use on_locked="error" or on_locked="ram".'
+        raise _not_yet(f"on_locked={on_locked!r}", hint, "on_locked", on_locked)
+    return check_choice(on_locked, "on_locked", ("error", "ram"))
 
 
 def _budget(write_bytes_per_s: int | str | None, dwpd: object) -> int | None:

@@ -57,7 +57,8 @@ class Store(_core.Store):
     ``deterministic``: no threads and no reserves, for tests; ``clock="manual"`` goes with it.
 
     Raises ConfigError for unknown options (naming the nearest), absurd sizes and more memory than
-    there is; StoreLockedError where another store has the directory; FormatError where that is
+    there is; StoreLockedError where another store has the directory (but see
+    ``Ssd(on_locked=)``); FormatError where that is
     broken or of another version; SsdError where the disk does not do what is asked. What was found
     there, and what has to be done without, is logged (logger ``keystow``).
 
@@ -179,14 +180,15 @@ def _log_open(store: Store) -> None:
 
     logger = logging.getLogger("keystow")
     stats = store.stats()
-    logger.info(
-        "recovered %s blocks (%s) in %.1f s; %s, %s",
-        f"{stats.recovered:,}",
-        _bytes_text(stats.recovered_bytes),
-        stats.recovery_s,
-        stats.ssd_engine,
-        "O_DIRECT" if stats.ssd_direct else "buffered",
-    )
+    if stats.ssd_state != "waiting":
+        logger.info(
+            "recovered %s blocks (%s) in %.1f s; %s, %s",
+            f"{stats.recovered:,}",
+            _bytes_text(stats.recovered_bytes),
+            stats.recovery_s,
+            stats.ssd_engine,
+            "O_DIRECT" if stats.ssd_direct else "buffered",
+        )
     for fallback in stats.fallbacks:
         logger.warning("%s", fallback)
 

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use keystow_core::store::{self as core, SsdConfig};
+use keystow_core::store::{self as core, OnLocked, SsdConfig};
 use pyo3::intern;
 use pyo3::prelude::*;
 
@@ -26,6 +26,7 @@ pub struct Device {
     seed: u64,
     member: String,
     on_mismatch: String,
+    on_locked: String,
     budget_bytes_per_s: Option<u64>,
 }
 
@@ -41,6 +42,7 @@ impl Device {
             layout: layout.call_method0(intern!(py, "describe"))?.extract()?,
             write_bytes_per_s: self.budget_bytes_per_s,
             reset_on_mismatch: self.on_mismatch == "reset",
+            on_locked: if self.on_locked == "ram" { OnLocked::Ram } else { OnLocked::Error },
             ..SsdConfig::new(self.path, self.capacity_bytes)
         })
     }

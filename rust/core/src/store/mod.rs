@@ -123,7 +123,8 @@ fn reserve(frames: u32) -> u32 {
 }
 
 impl Store {
-    /// Opens a store. One with an SSD tier brings back what it finds there.
+    /// Opens a store. One with an SSD tier brings back what it finds there, now or, where another
+    /// store has the directory and `OnLocked::Ram` is asked for, once that is free.
     ///
     /// # Errors
     /// Config: sizes that make no sense, or more RAM than the machine or its cgroup has free.

@@ -23,8 +23,8 @@ impl Store {
     /// same keys included; else with the next flush or within a second.
     ///
     /// # Errors
-    /// Closed. Ssd where the disk does not confirm, or `durable` is asked of a tier that is not there
-    /// yet: they are gone from this store, but a restart may bring them back.
+    /// Closed. Ssd where the disk does not confirm, or `durable` is asked of a tier that is not
+    /// there yet: they are gone from this store, but a restart may bring them back.
     pub fn remove(&self, keys: &[Key], durable: bool) -> Result<usize, Error> {
         self.check()?;
         if self.is_apart() {
@@ -93,9 +93,9 @@ impl Store {
     /// On SSD it is O(1) too, and there once this returns.
     ///
     /// # Errors
-    /// Closed. Ssd where the disk does not confirm, or the tier is not there yet (it is cleared when
-    /// it is taken): everything is gone from this store, but a restart may bring it back. Format
-    /// where the directory has seen 2^24 opens and clears.
+    /// Closed. Ssd where the disk does not confirm, or the tier is not there yet (it is cleared
+    /// when it is taken): everything is gone from this store, but a restart may bring it back.
+    /// Format where the directory has seen 2^24 opens and clears.
     pub fn clear(&self) -> Result<(), Error> {
         self.check()?;
         // False: too many clears wait for the sweep, which has to go on first.

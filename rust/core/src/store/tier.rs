@@ -9,7 +9,7 @@
 //!
 //! `clean` writes dirty blocks, `load` reads blocks back, `stage` passes blocks by the arena,
 //! `settle` brings table and SUPER to disk, `faults` decides when to leave a device alone,
-//! `recover` fills the tier at open.
+//! `recover` fills the tier.
 
 #[cfg(all(test, not(loom)))]
 mod apart_tests;

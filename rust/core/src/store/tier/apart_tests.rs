@@ -272,6 +272,32 @@ fn a_durable_remove_while_blocks_come_in_waits_for_the_last_one() {
     assert_eq!((again.stats().blocks, get(&again, 990..995)), (995, 0));
 }
 
+/// A slot that no header names may hold a block that is still to come.
+#[test]
+fn nothing_is_written_to_a_slot_before_all_blocks_are_in() {
+    let (world, store) = apart(3000, 16, 4000);
+    assert_eq!(put(&store, 5000..5010), 10);
+    world.hold(false);
+    turn_until(&store, Phase::Entering);
+    let mut confirmed = 0;
+    while ssd(&store).recovered < 3000 {
+        store.turn(Duration::from_millis(20));
+        valid(&store);
+        let wrote = ssd(&store);
+        assert_eq!((wrote.writes, wrote.requests_in_flight * confirmed), (0, 0));
+        // SUPER is on disk after some of them: from then on nothing else keeps a write back.
+        confirmed = u64::from(wrote.requests_in_flight == 0 && wrote.recovered > 1000);
+    }
+    assert_eq!(confirmed, 1);
+    // Longer than RAM: the rest has nowhere to go yet.
+    assert_eq!(store.phase(), Phase::Entering);
+    assert_eq!((put(&store, 6000..6024), ssd(&store).staged), (16, 0));
+    settle(&world, &store);
+    assert_eq!(store.flush(SOON).ok(), Some(0));
+    assert_eq!((put(&store, 6000..6024), ssd(&store).recovered), (24, 3000));
+    valid(&store);
+}
+
 /// The order of the SSD is that of the last use, also for blocks used while others came in.
 #[test]
 fn the_oldest_on_disk_leave_first() {

@@ -178,8 +178,6 @@ impl Tier {
         if !self.breaker.is_open() {
             self.let_dirty_leave(with, Dirty::Stay);
         }
-        self.stuck = false;
-        with.policy.name_again();
     }
 
     fn let_dirty_leave(&mut self, with: &mut With<'_>, dirty: Dirty) {

@@ -150,8 +150,8 @@ impl Tier {
         Ok(Recovery { plan, epoch, in_use, blanked, distrusted, entered, aged, used, round })
     }
 
-    /// Takes in at most so many more slots to blank, pages to write anew, blocks, or blocks in their
-    /// order of age; how many it did. None are left where it did none.
+    /// Takes in at most so many more slots to blank, pages to write anew, blocks, or blocks in
+    /// their order of age; how many it did. None are left where it did none.
     pub(in crate::store) fn recover_some(
         &mut self,
         with: &mut With<'_>,
