@@ -30,7 +30,7 @@ use crate::units::{FrameId, NONE};
 
 pub use fork::fork_count;
 pub use limits::{RamLimit, ram_limit};
-pub(crate) use mapping::prefer_huge_pages;
+pub(crate) use mapping::{prefer_huge_pages, room_for};
 pub use rows::{Rows, RowsMut};
 
 use mapping::Mapping;

@@ -11,6 +11,7 @@ mod chains;
 mod index;
 
 use super::format::{Record, epoch_of};
+use crate::arena::{prefer_huge_pages, room_for};
 use crate::key::Key;
 use crate::units::{NONE, SsdSlot};
 use ages::Ages;
@@ -129,7 +130,7 @@ impl Sorter {
             records_max,
             stage: Stage::Candidates,
             told: 0,
-            found: Vec::with_capacity(records_max),
+            found: room_for(records_max),
             index: Index::default(),
             chains: Chains::default(),
             places: Vec::new(),
@@ -177,8 +178,9 @@ impl Sorter {
             }
             Stage::Chains => {
                 self.plan.counts.cycles = self.chains.cycles;
-                self.plan.blocks.reserve_exact(self.chains.order.len());
+                self.plan.blocks = room_for(self.chains.order.len());
                 self.places = vec![0; candidates];
+                prefer_huge_pages(&self.places);
                 self.ages = Ages::new(self.chains.order.len());
                 Stage::Blocks
             }

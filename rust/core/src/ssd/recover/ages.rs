@@ -5,8 +5,8 @@
 //! places; so the result is the one there is, however it was cut, and takes O(n).
 
 use super::Found;
+use crate::arena::{prefer_huge_pages, room_for};
 use std::mem::{replace, swap};
-use zerocopy::IntoBytes;
 
 /// {unused 24, last use 32, hits 8, depth inverted 32, place 32}.
 type Age = u128;
@@ -36,11 +36,7 @@ fn digit(age: Age, pass: usize) -> usize {
 
 impl Ages {
     pub(super) fn new(blocks: usize) -> Self {
-        Self {
-            ages: Vec::with_capacity(blocks),
-            counts: vec![[0; BUCKETS]; DIGITS.len()],
-            ..Self::default()
-        }
+        Self { ages: room_for(blocks), counts: vec![[0; BUCKETS]; DIGITS.len()], ..Self::default() }
     }
 
     /// The next block, at this place. Within the same minute and hits, children are older.
@@ -55,7 +51,7 @@ impl Ages {
 
     /// No more blocks come.
     pub(super) fn begin(&mut self) {
-        self.by_age.reserve_exact(self.ages.len());
+        self.by_age = room_for(self.ages.len());
         self.begin_pass();
     }
 
@@ -73,7 +69,7 @@ impl Ages {
         }
         if self.other.is_empty() {
             self.other = vec![0; self.ages.len()];
-            crate::arena::prefer_huge_pages(self.other.as_bytes());
+            prefer_huge_pages(&self.other);
         }
     }
 

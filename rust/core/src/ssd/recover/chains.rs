@@ -5,6 +5,7 @@
 //! counted block by block, so that it can stop anywhere, however long a chain is.
 
 use super::Found;
+use crate::arena::room_for;
 use crate::units::NONE;
 
 /// A depth: no walk has seen the candidate.
@@ -51,10 +52,10 @@ impl Chains {
     /// Room for so many candidates; only what is used of it is touched.
     pub(super) fn new(candidates: usize) -> Self {
         Self {
-            links: Vec::with_capacity(candidates),
-            depths: Vec::with_capacity(candidates),
-            order: Vec::with_capacity(candidates),
-            path: Vec::with_capacity(candidates),
+            links: room_for(candidates),
+            depths: room_for(candidates),
+            order: room_for(candidates),
+            path: room_for(candidates),
             ..Self::default()
         }
     }

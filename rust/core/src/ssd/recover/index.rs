@@ -23,7 +23,7 @@ impl Index {
     pub(super) fn new(candidates: usize) -> Self {
         let draw = |_| RandomState::new().hash_one(0);
         let cells = vec![0_u64; (2 * candidates).next_power_of_two()];
-        crate::arena::prefer_huge_pages(zerocopy::IntoBytes::as_bytes(cells.as_slice()));
+        crate::arena::prefer_huge_pages(&cells);
         Self { cells, secret: std::array::from_fn(draw) }
     }
 

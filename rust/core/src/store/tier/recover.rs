@@ -7,6 +7,7 @@
 //! RAM has is newer, what was removed stays gone, and a clear ends it: no more blocks come.
 
 use super::{OnSsd, Tier, With};
+use crate::arena::room_for;
 use crate::directory::Restored;
 use crate::event::EventKind;
 use crate::key::Key;
@@ -145,7 +146,7 @@ impl Tier {
         self.stats.recovered_orphans = u64::from(plan.counts.orphans);
         // What was read may be in the disk's cache alone, and its owner believed lost.
         let distrusted = if self.superblock.is_distrusted() { 0 } else { self.table.pages() };
-        let entered = Vec::with_capacity(plan.blocks.len());
+        let entered = room_for(plan.blocks.len());
         let (blanked, aged, used) = (0, 0, Vec::new());
         Ok(Recovery { plan, epoch, in_use, blanked, distrusted, entered, aged, used, round })
     }
