@@ -178,6 +178,22 @@ def test_a_directory_that_cannot_be_read_leaves_the_store_in_ram(root: Path) -> 
         assert put(store, range(5)) == 5
 
 
+@pytest.mark.parametrize("passes", [True, False])
+def test_a_fault_of_the_open_is_tried_again_for_a_while(root: Path, *, passes: bool) -> None:
+    with open_store(root) as owner:
+        put(owner, range(10))
+        with open_store(root, on_locked="ram") as store:
+            put(store, range(20, 30))
+            root.rename(root.with_name("aside"))
+            root.write_bytes(b"no directory")
+            if passes:
+                time.sleep(0.3)
+                root.unlink()
+            assert until(store, "ok", "off").ssd_state == ("ok" if passes else "off")
+            assert len(there(store, range(20, 30))) == 10
+            assert store.flush() == (0 if passes else 10)
+
+
 def test_a_waiting_store_that_took_over_is_killed(root: Path) -> None:
     """What it wrote after it had the directory is there, with what it found."""
     script = """

@@ -281,7 +281,7 @@ impl Store {
         };
         let tries = match error.kind {
             ErrorKind::Locked => 0,
-            ErrorKind::Ssd if tries < OPEN_TRIES_MAX => tries + 1,
+            _ if tries < OPEN_TRIES_MAX => tries + 1,
             _ => return Err(error),
         };
         let next_us = now_us + LOCK_RETRY_US;
