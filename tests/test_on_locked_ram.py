@@ -103,16 +103,17 @@ def test_a_store_that_closes_while_it_waits_leaves_the_owner_alone(root: Path) -
         put(owner, range(10))
         waiting = open_store(root, on_locked="ram")
         put(waiting, range(50, 57))
-        # A thread that went on would take the directory later.
         closed = waiting.close()
         assert (closed.written, closed.left) == (0, 7)
-        del waiting
         forgotten = open_store(root, on_locked="ram")
         put(forgotten, range(50, 57))
         del forgotten
         assert put(owner, range(10, 20)) == 10
+    # A thread that still waited would take the directory now.
+    time.sleep(0.3)
     with open_store(root) as store:
         assert sorted(there(store, [*range(20), *range(50, 57)])) == list(range(20))
+    assert waiting.stats().state == "closed"
 
 
 def test_what_was_removed_or_cleared_meanwhile_stays_gone(root: Path) -> None:
