@@ -45,9 +45,13 @@ class Ssd:
     start afresh where the directory is broken or of another version.
 
     ``on_locked``: where another store has the directory, ``"error"``, or ``"wait:30s"`` to wait for
-    it so long at most (ms, s, min; up to a day) and raise only then. ``reclaim``: where the disk
-    lacks room at open, ``"never"``, or ``"unlocked"`` to remove other directories under the root
-    that no store has open, least recently opened first, until it is enough.
+    it so long at most (ms, s, min; up to a day) and raise only then, or ``"ram"``: begin in RAM and
+    take the directory once it is free (``stats().ssd_state``: ``"waiting"``, ``"recovering"``, then
+    ``"ok"``; ``"off"`` where it can't be used). What RAM holds is written then. A remove or a clear
+    of before is done to the directory as well, but until then nothing confirms it: a durable remove
+    and a clear raise SsdError, having been done in this store. ``reclaim``: where the disk lacks
+    room at open, ``"never"``, or ``"unlocked"`` to remove other directories under the root that no
+    store has open, least recently opened first, until it is enough.
 
     ``follow``, ``replicated`` and ``encryption`` take no other value yet.
 
@@ -157,10 +161,8 @@ def _engine(engine: object) -> str:
 
 
 def _lock_wait_s(on_locked: object) -> float:
-    if on_locked == "error":
+    if on_locked in ("error", "ram"):
         return 0.0
-    if on_locked == "ram":
-        raise _not_yet('on_locked="ram"', "leave on_locked= out.", "on_locked", on_locked)
     if isinstance(on_locked, str) and on_locked.startswith(_WAIT):
         seconds = parse_duration(on_locked.removeprefix(_WAIT), _WAIT_UNITS)
         if seconds is not None and seconds <= _DAY_S:
@@ -168,7 +170,7 @@ def _lock_wait_s(on_locked: object) -> float:
     raise ConfigError(
         f"on_locked={on_locked!r} is unknown.",
         code="KS-CFG-219",
-        hint='give "error", or "wait:" and a time up to a day: "wait:30s", "wait:500ms", '
+        hint='give "error", "ram", or "wait:" and a time up to a day: "wait:30s", "wait:500ms", '
         '"wait:10min".',
         context={"on_locked": on_locked},
     )

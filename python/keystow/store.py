@@ -193,14 +193,15 @@ def _log_open(store: Store) -> None:
 
     logger = logging.getLogger("keystow")
     stats = store.stats()
-    logger.info(
-        "recovered %s blocks (%s) in %.1f s; %s, %s",
-        f"{stats.recovered:,}",
-        _bytes_text(stats.recovered_bytes),
-        stats.recovery_s,
-        stats.ssd_engine,
-        "O_DIRECT" if stats.ssd_direct else "buffered",
-    )
+    if stats.ssd_state != "waiting":
+        logger.info(
+            "recovered %s blocks (%s) in %.1f s; %s, %s",
+            f"{stats.recovered:,}",
+            _bytes_text(stats.recovered_bytes),
+            stats.recovery_s,
+            stats.ssd_engine,
+            "O_DIRECT" if stats.ssd_direct else "buffered",
+        )
     for fallback in stats.fallbacks:
         logger.warning("%s", fallback)
 

@@ -26,6 +26,7 @@ pub struct Device {
     seed: u64,
     member: String,
     on_mismatch: String,
+    on_locked: String,
     lock_wait_s: f64,
     reclaim: String,
     budget_bytes_per_s: Option<u64>,
@@ -43,10 +44,12 @@ impl Device {
             layout: layout.call_method0(intern!(py, "describe"))?.extract()?,
             write_bytes_per_s: self.budget_bytes_per_s,
             reset_on_mismatch: self.on_mismatch == "reset",
-            on_locked: if self.lock_wait_s > 0.0 {
-                OnLocked::Wait(options::wait(py, "on_locked", Some(self.lock_wait_s))?)
-            } else {
-                OnLocked::Fail
+            on_locked: match &*self.on_locked {
+                "ram" => OnLocked::Ram,
+                _ if self.lock_wait_s > 0.0 => {
+                    OnLocked::Wait(options::wait(py, "on_locked", Some(self.lock_wait_s))?)
+                }
+                _ => OnLocked::Fail,
             },
             reclaim: self.reclaim == "unlocked",
             ..SsdConfig::new(self.path, self.capacity_bytes)

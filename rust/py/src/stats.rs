@@ -31,8 +31,10 @@ macro_rules! stats {
             #[pyo3(get)]
             numa: String,
             $($(#[doc = $doc])* #[pyo3(get)] pub(crate) $field: u64,)+
-            /// ``ok``; ``off`` after too many faults (RAM goes on alone); ``probing``: about to be
-            /// trusted again; empty without ``ssd=``.
+            /// ``ok``; ``off`` after too many faults, or where the directory could not be opened
+            /// (RAM goes on alone); ``probing``: about to be trusted again; ``waiting``: another
+            /// store has the directory; ``recovering``: its blocks are coming in; empty without
+            /// ``ssd=``.
             #[pyo3(get)]
             pub(crate) ssd_state: &'static str,
             /// What does the I/O: ``pool`` or ``sim``.
@@ -227,6 +229,8 @@ stats! {
         ssd_table_pages_dirty: table_pages_dirty,
         /// Requests that are out.
         ssd_requests_in_flight: requests_in_flight,
+        /// Blocks in the directory that count: ``recovered`` of them have come back.
+        recovery_all: recovery_all,
         /// Blocks found on SSD when the store was opened.
         recovered: recovered,
         /// Bytes of them.

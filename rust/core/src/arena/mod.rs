@@ -31,7 +31,7 @@ use crate::units::{FrameId, NONE};
 
 pub use fork::fork_count;
 pub use limits::{CgroupLimits, CpuLimit, RamLimit, cgroup_limits, ram_limit};
-pub(crate) use mapping::prefer_huge_pages;
+pub(crate) use mapping::{prefer_huge_pages, room_for};
 pub use numa::Numa;
 pub use rows::{Rows, RowsMut};
 

@@ -67,7 +67,7 @@ impl EngineKind {
     }
 }
 
-/// What an open does where somebody else has the directory.
+/// What an open does where another store has the directory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum OnLocked {
     /// It fails.
@@ -75,6 +75,8 @@ pub enum OnLocked {
     Fail,
     /// It waits so long at most, then it fails.
     Wait(Duration),
+    /// The store begins in RAM, and takes the directory when it is free.
+    Ram,
 }
 
 /// An SSD tier.

@@ -51,7 +51,8 @@ impl Store {
         let ours = requests.iter().position(|request| request.op == Op::Read && request.urgent);
         let ours = ours.map(|at| requests.swap_remove(at));
         driver.submit(&requests);
-        if let Some(completion) = ours.and_then(|read| driver.engine.carry_out(&read)) {
+        let ours = ours.zip(driver.engine()).and_then(|(read, engine)| engine.carry_out(&read));
+        if let Some(completion) = ours {
             self.pump(&mut vec![completion]);
         }
         done
@@ -83,7 +84,7 @@ impl Store {
     }
 
     /// Writes what is only in RAM to SSD, as far as there is room, and brings it to stable
-    /// storage; returns how many blocks are still in RAM only.
+    /// storage; returns how many blocks are still in RAM only: all, where the tier is not there.
     ///
     /// # Errors
     /// Closed.
@@ -99,6 +100,9 @@ impl Store {
         self.check()?;
         self.drain();
         let deadline_us = self.deadline_us(timeout);
+        if !self.wait_until_taken(deadline_us) {
+            return Ok((self.parts.directory.count_dirty(), true));
+        }
         let ended = self.write_blocks(deadline_us);
         let round =
             if self.driver.is_some() { self.confirm_table(deadline_us) } else { Round::Confirmed };
@@ -175,6 +179,11 @@ impl Store {
         };
         let deadline_us = self.deadline_us(timeout);
         self.drain();
+        if !self.wait_until_taken(deadline_us) {
+            driver.stop();
+            drop(self.lock.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take());
+            return Closed { written: 0, left: self.parts.directory.count_dirty() };
+        }
         let table_confirmed = self.write_the_last(deadline_us);
         let round = self.with_tier(|tier, _| tier.write_super(table_confirmed));
         self.nudge();

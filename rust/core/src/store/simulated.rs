@@ -9,17 +9,26 @@ use crate::error::{Error, ErrorKind};
 use crate::io::{FileId, SimDisk};
 use crate::ssd::format::{self, PAGE_BYTES, SUPER_BYTES, Super};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// A simulated disk that outlives the stores on it.
 #[derive(Clone)]
 pub struct SimWorld {
     pub(crate) disk: Arc<SimDisk>,
+    /// Somebody else has the directory.
+    held: Arc<AtomicBool>,
 }
 
 impl SimWorld {
     /// An empty disk.
     pub fn new(seed: u64) -> Self {
-        Self { disk: SimDisk::new(seed) }
+        Self { disk: SimDisk::new(seed), held: Arc::default() }
+    }
+
+    /// Somebody else takes the directory, or gives it back.
+    #[doc(hidden)]
+    pub fn hold(&self, held: bool) {
+        self.held.store(held, Ordering::Release);
     }
 }
 
@@ -36,6 +45,10 @@ pub(super) fn simulated(
         let message = format!("{} bytes hold no block of {block_bytes}.", config.capacity_bytes);
         let hint = "raise the capacity of ssd= to one block and its table or more.";
         return Err(Error::new(ErrorKind::Config, "KS-CFG-005", message, hint));
+    }
+    if world.held.load(Ordering::Acquire) {
+        let hint = "give it back.";
+        return Err(Error::new(ErrorKind::Locked, "KS-LCK-001", "sim is held.", hint));
     }
     let found = look(config, disk)?;
     let slots_a_file = found.as_ref().map_or_else(

@@ -36,7 +36,7 @@ pub(super) fn open_directory(
             Err(error) => return Err(error),
         };
         let most = match on_locked {
-            OnLocked::Fail => return Err(held),
+            OnLocked::Fail | OnLocked::Ram => return Err(held),
             OnLocked::Wait(most) => most,
         };
         let waited = begun.elapsed();

@@ -11,7 +11,7 @@ use super::jobs::Job;
 use super::{End, SLOTS_FILE, SUPER_FILE, TABLE_FILE, Tier};
 use crate::arena::{MemoryId, Region, Rows};
 use crate::io::{FileId, Op, Request};
-use crate::ssd::format::{PAGE_BYTES, SUPER_COPIES, Super};
+use crate::ssd::format::{EPOCH_MAX, PAGE_BYTES, SUPER_COPIES, Super};
 use crate::ssd::table::FLUSH_US;
 use crate::units::FrameId;
 
@@ -158,10 +158,17 @@ fn round(mine: u64, done: u64, failed: u64) -> Round {
 
 impl Tier {
     /// Everything stored so far is void, on disk too once the round is confirmed.
-    pub(in crate::store) fn clear(&mut self, epoch: u32) -> u64 {
+    ///
+    /// # Errors
+    /// The epoch that would have to begin, where the format has none left; nothing has changed.
+    pub(in crate::store) fn clear(&mut self) -> Result<u64, u32> {
+        let epoch = self.superblock.epoch() + 1;
+        if epoch > EPOCH_MAX {
+            return Err(epoch);
+        }
         self.superblock.image.clear_epoch = self.superblock.image.epoch;
         self.superblock.image.epoch = epoch;
-        self.superblock.ask()
+        Ok(self.superblock.ask())
     }
 
     /// Brings SUPER to disk as it is.
@@ -204,7 +211,8 @@ impl Tier {
     }
 
     pub(super) fn start_settling(&mut self, now_us: u64) {
-        let urgent = self.syncing.wanted();
+        // Until all records are seen, those to be blanked are not blank.
+        let urgent = self.syncing.wanted() && !self.recovering;
         if self.end == End::Nothing {
             return;
         }
