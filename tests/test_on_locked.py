@@ -279,9 +279,3 @@ def test_no_time_to_wait(text: object) -> None:
         keystow.Ssd("/nvme/kv", "1GiB", on_locked=text)  # type: ignore[arg-type]
     assert caught.value.code == "KS-CFG-219"
     assert '"wait:30s"' in caught.value.hint
-
-
-def test_ram_is_for_a_later_version() -> None:
-    with pytest.raises(keystow.ConfigError, match="not in this version yet") as caught:
-        keystow.Ssd("/nvme/kv", "1GiB", on_locked="ram")
-    assert caught.value.code == "KS-CFG-207"

@@ -21,6 +21,8 @@ from disk import child, keys_of, member_folder, open_store, put, said, there
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.usefixtures("engine")
+
 # A wait that takes longer has failed.
 _WAIT_S = 60.0
 
@@ -48,7 +50,9 @@ def until(store: keystow.Store, *states: str) -> keystow.Stats:
 
 
 @pytest.mark.parametrize("killed", [False, True])
-def test_blocks_of_the_owner_before_come_in_beside_our_own(root: Path, *, killed: bool) -> None:
+def test_blocks_of_the_owner_before_come_in_beside_our_own(
+    root: Path, *, killed: bool, engine: str
+) -> None:
     with child(OWNER, root) as owner:
         assert said(owner) == "open 0"
         store = open_store(root, on_locked="ram")
@@ -67,7 +71,7 @@ def test_blocks_of_the_owner_before_come_in_beside_our_own(root: Path, *, killed
             owner.stdin.flush()
             assert said(owner) == "closed 0"
         stats = until(store, "ok")
-    assert (stats.recovered, stats.recovery_all, stats.ssd_engine) == (40, 40, "pool")
+    assert (stats.recovered, stats.recovery_all, stats.ssd_engine) == (40, 40, engine)
     assert not [text for text in stats.fallbacks if "RAM only" in text]
     store._validate()
     assert len(there(store, [*range(40), *range(100, 110)])) == 50
