@@ -76,6 +76,7 @@ fn what_was_moved_is_whole_from_the_start() {
     // The first piece falls short: what came behind it does not count.
     let most = PIECE_BYTES_MAX as i32;
     assert_eq!(answered(long(2 * PIECE_BYTES_MAX), &[512, most]).0, ok(512));
+    assert_eq!(answered(long(2 * PIECE_BYTES_MAX), &[512, 1024]).0, ok(512));
     assert_eq!(answered(long(2 * PIECE_BYTES_MAX), &[most, 512]).0, ok(PIECE_BYTES_MAX + 512));
 }
 
