@@ -4,7 +4,7 @@
 
 use super::SsdConfig;
 use super::open::{Files, Ground, new_super};
-use super::tier::SUPER_FILE;
+use super::tier::{SUPER_FILE, TABLE_FILE};
 use crate::error::{Error, ErrorKind};
 use crate::io::{FileId, SimDisk};
 use crate::ssd::format::{self, PAGE_BYTES, SUPER_BYTES, Super};
@@ -87,8 +87,9 @@ fn look(config: &SsdConfig, disk: &SimDisk) -> Result<Option<Super>, Error> {
     disk.read(SUPER_FILE, 0, &mut copies);
     match format::newest(&copies[..PAGE_BYTES], &copies[PAGE_BYTES..]) {
         Ok(found) => Ok(Some(found)),
-        // A crash before the first SUPER was confirmed leaves an empty one.
+        // A crash before the first SUPER was confirmed leaves an empty one, or half of one.
         Err(format::Broken::Empty) => Ok(None),
+        Err(format::Broken::Torn) if is_blank(disk) => Ok(None),
         Err(_) if config.reset_on_mismatch => Ok(None),
         Err(broken) => {
             let message = format!("SUPER is broken: {broken:?}.");
@@ -96,6 +97,16 @@ fn look(config: &SsdConfig, disk: &SimDisk) -> Result<Option<Super>, Error> {
             Err(Error::new(ErrorKind::Format, "KS-FMT-001", message, hint))
         }
     }
+}
+
+/// Whether no page of the table was ever written.
+fn is_blank(disk: &SimDisk) -> bool {
+    if disk.files() <= TABLE_FILE.0 {
+        return true;
+    }
+    let mut pages = vec![0; disk.file_len(TABLE_FILE) as usize];
+    disk.read(TABLE_FILE, 0, &mut pages);
+    pages.iter().all(|byte| *byte == 0)
 }
 
 /// Makes the files as long as they are to be.
