@@ -4,7 +4,6 @@
 
 use super::Tier;
 use super::jobs::Job;
-use crate::policy::Policy;
 use crate::ssd::recover::Counts;
 
 /// Requests that are out, by purpose, and what the disk does not have yet.
@@ -28,10 +27,15 @@ pub(in crate::store) struct Outstanding {
 impl Tier {
     pub(in crate::store) fn outstanding(&self) -> Outstanding {
         let mut out = Outstanding {
-            dirty_pages: self.table.dirty_pages() + self.table.in_flight(),
-            slots_free: self.slots.free(),
-            bounce_used: self.bounce.frames() - self.bounce_free.len() as u32,
-            half_a_super: self.superblock.has_half(),
+            dirty_pages: self
+                .devices
+                .iter()
+                .map(|device| device.table.dirty_pages() + device.table.in_flight())
+                .sum(),
+            slots_free: self.devices.slots_free(),
+            bounce_used: self.bounce.frames()
+                - self.devices.iter().map(|it| it.bounce_free.len() as u32).sum::<u32>(),
+            half_a_super: self.devices.iter().any(|device| device.superblock.has_half()),
             ..Outstanding::default()
         };
         for begun in self.jobs.iter() {
@@ -56,13 +60,13 @@ impl Tier {
 
     /// Records of the image that are not free.
     pub(in crate::store) fn records(&self) -> u64 {
-        self.table.records().count() as u64
+        self.devices.records_from(0).filter(|(_, record)| !record.is_free()).count() as u64
     }
 
     /// What a recovery changes: records, dirty pages, blocks entered, blocks in their order.
     pub(super) fn taken_in(&self) -> [u64; 4] {
-        let pages = u64::from(self.table.dirty_pages());
-        [self.records(), pages, self.stats.recovered, self.order.len()]
+        let pages = self.devices.iter().map(|it| u64::from(it.table.dirty_pages())).sum();
+        [self.records(), pages, self.stats.recovered, self.devices.blocks()]
     }
 
     /// The most of one of these that one hold has changed.
@@ -72,11 +76,11 @@ impl Tier {
 
     /// Whether a sync has failed that no other has made good.
     pub(in crate::store) fn distrusts(&self) -> bool {
-        self.superblock.is_distrusted()
+        self.devices.iter().any(|device| device.superblock.is_distrusted())
     }
 
     /// Whether the disk was given every change of the table.
     pub(in crate::store) fn settled(&self) -> bool {
-        self.table.settled()
+        self.devices.iter().all(|device| device.table.settled())
     }
 }
