@@ -304,7 +304,8 @@ impl Store {
         let now_us = parts.clock.now_us();
         let (times, headers) = ((attach.opened_unix_s, now_us), parts.directory.headers());
         let (frames, bounce) = (parts.frames.total(), &attach.bounce);
-        let mut tier = open::tier(config, ssd, &grounds, bounce, frames, headers, times);
+        let boot = open::boot(attach.world.as_ref());
+        let mut tier = open::tier(config, ssd, &grounds, bounce, frames, headers, boot, times);
         let memories = [&parts.arena, staging, &attach.bounce].map(Arc::clone);
         let memory = Memory::new(memories.to_vec());
         driver.set_engine(open::engine(&mut grounds, &memory, parts.clock.word(), ssd)?);

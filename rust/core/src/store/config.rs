@@ -119,8 +119,12 @@ pub struct SsdConfig {
     pub reclaim: bool,
     /// Slots of one file; 0 is the default.
     pub slots_a_file: u32,
+    /// So much of a chain goes to one of several devices.
+    pub stretch_bytes: u64,
 }
 
+/// So much of a chain goes to one device of several, unless somebody says otherwise.
+const STRETCH_BYTES: u64 = 32 << 20;
 /// Most devices of a tier.
 pub const DEVICES_MAX: usize = 16;
 
@@ -147,6 +151,7 @@ impl SsdConfig {
             on_locked: OnLocked::default(),
             reclaim: false,
             slots_a_file: 0,
+            stretch_bytes: STRETCH_BYTES,
         }
     }
 }

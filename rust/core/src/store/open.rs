@@ -230,6 +230,7 @@ pub(super) fn new_super(
         key_check: [0; 16],
         clean: false,
         distrusted: false,
+        boots: Vec::new(),
     }
 }
 
@@ -347,6 +348,15 @@ impl Below {
     }
 }
 
+/// A number for this open.
+pub(super) fn boot(world: Option<&SimWorld>) -> u64 {
+    let random = || {
+        let random = std::collections::hash_map::RandomState::new();
+        std::hash::BuildHasher::hash_one(&random, std::process::id())
+    };
+    world.map_or_else(random, SimWorld::next_boot).max(1)
+}
+
 /// Seconds since 1970, as a store that opens now has it.
 pub(super) fn unix_s(config: &StoreConfig) -> u64 {
     if config.manual_clock {
@@ -364,12 +374,16 @@ pub(super) fn tier(
     bounce: &Arc<Arena>,
     frames: u32,
     headers: u32,
+    boot: u64,
     (opened_unix_s, now_us): (u64, u64),
 ) -> Box<Tier> {
     let supers = || grounds.devices.iter().map(|ground| &ground.superblock);
+    let stride_bytes = grounds.devices[0].superblock.stride_bytes;
     let geometry = Geometry {
         fingerprint: ssd.fingerprint,
-        stride_bytes: grounds.devices[0].superblock.stride_bytes,
+        boot,
+        stride_bytes,
+        stretch_blocks: ssd.stretch_bytes / u64::from(stride_bytes),
         block_bytes: supers().map(|superblock| superblock.block_bytes).max().unwrap_or(0),
         io_timeout_us: u64::try_from(config.io_timeout.as_micros()).unwrap_or(u64::MAX),
         opened_unix_s,

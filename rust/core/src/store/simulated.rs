@@ -9,7 +9,7 @@ use crate::error::{Error, ErrorKind};
 use crate::io::{FileId, SimDisk};
 use crate::ssd::format::{self, PAGE_BYTES, SUPER_BYTES, Super};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// A simulated disk that outlives the stores on it.
 #[derive(Clone)]
@@ -17,12 +17,18 @@ pub struct SimWorld {
     pub(crate) disk: Arc<SimDisk>,
     /// Somebody else has the directory.
     held: Arc<AtomicBool>,
+    /// Opens so far.
+    boots: Arc<AtomicU64>,
 }
 
 impl SimWorld {
     /// An empty disk.
     pub fn new(seed: u64) -> Self {
-        Self { disk: SimDisk::new(seed), held: Arc::default() }
+        Self { disk: SimDisk::new(seed), held: Arc::default(), boots: Arc::default() }
+    }
+
+    pub(super) fn next_boot(&self) -> u64 {
+        self.boots.fetch_add(1, Ordering::Relaxed) + 1
     }
 
     /// Somebody else takes the directory, or gives it back.
@@ -33,7 +39,7 @@ impl SimWorld {
 }
 
 /// Files of the simulated disk that are one device's.
-pub(super) const FILES_A_DEVICE: u32 = 128;
+pub(super) const FILES_A_DEVICE: u32 = 256;
 
 /// Finds or makes the files of one device of a tier on a simulated disk.
 pub(super) fn simulated(

@@ -83,8 +83,12 @@ const IDLE_US: u64 = 20_000;
 #[derive(Clone)]
 pub(super) struct Geometry {
     pub(super) fingerprint: [u8; 16],
+    /// Drawn for this open.
+    pub(super) boot: u64,
     pub(super) stride_bytes: u32,
     pub(super) block_bytes: u32,
+    /// Blocks of a chain that go to one device of several.
+    pub(super) stretch_blocks: u64,
     /// Requests older than this are late: their waiters have gone.
     pub(super) io_timeout_us: u64,
     /// Seconds since 1970 when the store's clock stood at 0.
@@ -194,7 +198,7 @@ impl Tier {
         }
         Self {
             devices: Devices::new(devices),
-            spread: Spread::new(&weights, geometry.stride_bytes, headers),
+            spread: Spread::new(&weights, geometry.stretch_blocks, headers),
             admission,
             refused: Bits::new(headers),
             redo: VecDeque::new(),

@@ -42,7 +42,7 @@ impl Tier {
                 Pick::Again => return false,
             };
             if !begun {
-                self.stuck = self.devices.writing() == 0;
+                self.stuck = self.devices.writing() == 0 && !self.any_busy(with.now_us);
                 return true;
             }
             self.stuck = false;

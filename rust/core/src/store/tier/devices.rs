@@ -34,7 +34,8 @@ pub(super) struct Device {
     pub(super) superblock: Superblock,
     pub(super) syncing: Syncing,
     pub(super) breaker: Breaker,
-    /// It has missed an open or a clear of the others: what is on it does not count.
+    /// It has missed an open or a clear of the others: what is on it does not count. Until its
+    /// table is blank.
     pub(super) behind: bool,
 }
 
@@ -75,6 +76,10 @@ impl Device {
         let has_room = self.writing.has_room(stride_bytes) && !self.syncing.holds_writes();
         let may = trust != Trust::Nothing && !self.superblock.is_pending();
         (may && (has_room || urgent)).then_some(trust == Trust::Probe)
+    }
+
+    pub(super) fn is_trusted(&self, now_us: u64) -> bool {
+        self.breaker.trust(now_us) != Trust::Nothing
     }
 
     /// The number among its own slots.
@@ -220,6 +225,12 @@ impl Devices {
 
     pub(super) fn contains(&self, slot: Slot) -> bool {
         self.0.iter().any(|device| device.order.contains(slot))
+    }
+
+    /// From which slot on which epoch was cleared.
+    pub(super) fn clear_epochs(&self) -> Vec<(SsdSlot, u32)> {
+        let of = |it: &Device| (SsdSlot(it.first_slot), it.superblock.clear_epoch());
+        self.0.iter().map(of).collect()
     }
 
     /// Slots of all devices.

@@ -6,6 +6,7 @@
 //! what does not come back is blanked; the order is that of the last use. In a store in use what
 //! RAM has is newer, what was removed stays gone, and a clear ends it: no more blocks come.
 
+use super::settle::Superblock;
 use super::{OnSsd, TABLE_FILE, Tier, With};
 use crate::arena::room_for;
 use crate::directory::Restored;
@@ -127,27 +128,22 @@ impl Tier {
         }
     }
 
-    /// What was cleared on one device, or in an epoch that another has missed, is cleared.
-    fn clear_epoch(&self) -> u32 {
-        self.devices.iter().map(|device| device.superblock.clear_epoch()).max().unwrap_or(0)
-    }
-
     /// Finds out which devices have missed an open or a clear of the others: what was removed
     /// meanwhile may still be there.
     pub(in crate::store) fn leave_behind(&mut self) -> Vec<bool> {
-        let epochs = self.devices.iter().map(|device| device.superblock.epoch());
-        let newest = epochs.max().unwrap_or(0);
-        for device in self.devices.iter_mut() {
-            let epoch = device.superblock.epoch();
-            device.behind = epoch < newest && epoch > 0;
+        let supers = || self.devices.iter().map(|device| &device.superblock);
+        let misses = |this: &Superblock| supers().any(|other| this.misses(other));
+        let behind: Vec<bool> = supers().map(misses).collect();
+        for (device, behind) in self.devices.iter_mut().zip(&behind) {
+            device.behind = *behind;
         }
-        self.devices.iter().map(|device| device.behind).collect()
+        behind
     }
 
     /// Begins to sort out the records of all pages.
     pub(in crate::store) fn begin_sorting(&self) -> Sorter {
         let slots = self.devices.slots() as usize;
-        Sorter::new(slots, self.clear_epoch(), self.geometry.block_bytes)
+        Sorter::new(slots, self.devices.clear_epochs(), self.geometry.block_bytes)
     }
 
     /// Sorts out some more; whether that was all. The image does not change meanwhile.
@@ -175,10 +171,8 @@ impl Tier {
         if epoch > EPOCH_MAX {
             return Err(epoch);
         }
-        let cleared = self.clear_epoch();
         for device in self.devices.iter_mut() {
-            let cleared = if device.behind { epoch - 1 } else { cleared };
-            device.superblock.boot(epoch, cleared);
+            device.superblock.boot(self.geometry.boot, epoch, device.behind);
         }
         let round = self.ask_super();
         self.stats.recovery_all = plan.blocks.len() as u64;
@@ -232,6 +226,8 @@ impl Tier {
             (page..end).for_each(|page| device_of.renew_page(page, with.now_us));
             if end < device_of.table.pages() {
                 distrusted.push((device, end));
+            } else {
+                device_of.behind = false;
             }
             return (end - page) as usize;
         }

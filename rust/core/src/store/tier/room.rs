@@ -20,8 +20,16 @@ impl Tier {
         (0..self.devices.len()).any(|device| self.ready(device, now_us, urgent).is_some())
     }
 
+    /// Whether a device that can't take a block now soon may.
+    pub(super) fn any_busy(&self, now_us: u64) -> bool {
+        let busy =
+            |at| self.devices[at].is_trusted(now_us) && self.ready(at, now_us, false).is_none();
+        (0..self.devices.len()).any(busy)
+    }
+
     /// A slot for a block that is to go to `wanted`, and whether its write is a probe: there, or,
-    /// where that device is busy, full or left alone, on the next one that can take it.
+    /// where that device is busy, full or left alone, on the next one that can take it. Nothing
+    /// leaves for it while any of them has a free slot.
     pub(super) fn take_slot(
         &mut self,
         with: &mut With<'_>,
@@ -29,16 +37,18 @@ impl Tier {
         urgent: bool,
         budget: &mut Budget,
     ) -> Option<(SsdSlot, bool)> {
-        let devices = self.devices.len();
-        if let Some(probe) = self.ready(wanted, with.now_us, urgent)
-            && let Some(ssd) = self.take_slot_of(with, wanted, budget)
-        {
-            return Some((ssd, probe));
-        }
-        for probe in [false, true] {
-            for device in (wanted + 1..wanted + devices).map(|at| at % devices) {
-                if self.ready(device, with.now_us, urgent) == Some(probe)
-                    && let Some(ssd) = self.take_slot_of(with, device, budget)
+        for evict in [false, true] {
+            if let Some(probe) = self.ready(wanted, with.now_us, urgent)
+                && let Some(ssd) = self.take_slot_of(with, wanted, evict, budget)
+            {
+                return Some((ssd, probe));
+            }
+            let devices = self.devices.len();
+            for (probe, at) in [false, true].into_iter().flat_map(|probe| {
+                (wanted + 1..wanted + devices).map(move |at| (probe, at % devices))
+            }) {
+                if self.ready(at, with.now_us, urgent) == Some(probe)
+                    && let Some(ssd) = self.take_slot_of(with, at, evict, budget)
                 {
                     return Some((ssd, probe));
                 }
@@ -47,11 +57,13 @@ impl Tier {
         None
     }
 
-    /// A free slot of a device: from its list, or of a block that is only there and can leave.
+    /// A free slot of a device: from its list, or, where one may be evicted, of a block that is
+    /// only there and can leave.
     fn take_slot_of(
         &mut self,
         with: &mut With<'_>,
         device: usize,
+        evict: bool,
         budget: &mut Budget,
     ) -> Option<SsdSlot> {
         let directory = &with.parts.directory;
@@ -59,6 +71,9 @@ impl Tier {
             let device = &mut self.devices[device];
             if let Some(ssd) = device.take_free() {
                 return Some(ssd);
+            }
+            if !evict {
+                return None;
             }
             let found = device.order.victim(None, &OnSsd(directory), budget.left());
             let Search::Victim(slot) = found else { return None };

@@ -70,14 +70,20 @@ impl Superblock {
         }
     }
 
+    pub(super) fn misses(&self, other: &Self) -> bool {
+        self.image.misses(&other.image)
+    }
+
     pub(super) fn is_distrusted(&self) -> bool {
         self.image.distrusted
     }
 
-    /// A new epoch begins; what was cleared is.
-    pub(super) fn boot(&mut self, epoch: u32, clear_epoch: u32) {
-        self.image.epoch = epoch;
-        self.image.clear_epoch = clear_epoch;
+    /// A new epoch begins, with nothing cleared, or all that is older.
+    pub(super) fn boot(&mut self, id: u64, epoch: u32, cleared: bool) {
+        self.image.boot(id, epoch);
+        if cleared {
+            self.image.clear_epoch = epoch - 1;
+        }
         self.image.clean = false;
     }
 

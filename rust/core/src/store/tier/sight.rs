@@ -18,6 +18,10 @@ pub(in crate::store) struct Outstanding {
     /// SUPER is being written or synced, and one copy of it is confirmed.
     pub(in crate::store) half_a_super: bool,
     pub(in crate::store) supers: u32,
+    /// Of those, writes: each has memory for a page.
+    pub(in crate::store) super_writes: u32,
+    /// Devices that have not confirmed their SUPER.
+    pub(in crate::store) supers_pending: u32,
     pub(in crate::store) dirty_pages: u32,
     pub(in crate::store) slots_free: u32,
     /// Memory for table pages that is not free.
@@ -36,6 +40,11 @@ impl Tier {
             bounce_used: self.bounce.frames()
                 - self.devices.iter().map(|it| it.bounce_free.len() as u32).sum::<u32>(),
             half_a_super: self.devices.iter().any(|device| device.superblock.has_half()),
+            supers_pending: self
+                .devices
+                .iter()
+                .map(|device| u32::from(device.superblock.is_pending()))
+                .sum(),
             ..Outstanding::default()
         };
         for begun in self.jobs.iter() {
@@ -46,7 +55,11 @@ impl Tier {
                     out.late_reads += u32::from(begun.late);
                 }
                 Job::Page { .. } => out.pages += 1,
-                Job::Super | Job::SyncSuper => out.supers += 1,
+                Job::Super => {
+                    out.supers += 1;
+                    out.super_writes += 1;
+                }
+                Job::SyncSuper => out.supers += 1,
                 Job::SyncTable | Job::SyncSlots => out.table_syncs += 1,
             }
         }
@@ -74,9 +87,10 @@ impl Tier {
         self.recovered_a_hold_max
     }
 
-    /// Whether a sync has failed that no other has made good.
-    pub(in crate::store) fn distrusts(&self) -> bool {
-        self.devices.iter().any(|device| device.superblock.is_distrusted())
+    /// Of each device: its first file, and whether a sync has failed that no other has made good.
+    pub(in crate::store) fn distrusts(&self) -> Vec<(u32, bool)> {
+        let of = |it: &super::Device| (it.place.first_file, it.superblock.is_distrusted());
+        self.devices.iter().map(of).collect()
     }
 
     /// Whether the disk was given every change of the table.

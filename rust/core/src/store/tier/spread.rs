@@ -2,13 +2,10 @@
 //!
 //! Owns: how far each block's chain is in its stretch, and whose turn the next stretch is. Never
 //! does: know whether a device can take it. Invariants: a chain stays with one device for a stretch
-//! of `STRETCH_BYTES`, so that a long one uses all of them and a lost device leaves holes that
+//! of so many blocks, so that a long one uses all of them and a lost device leaves holes that
 //! refill; stretches go to the devices in the ratio of their slots, evenly mixed.
 
 use crate::units::Slot;
-
-/// So much of a chain goes to one device.
-const STRETCH_BYTES: u64 = 32 << 20;
 
 const COUNT_BITS: u32 = 24;
 const COUNT_MASK: u32 = (1 << COUNT_BITS) - 1;
@@ -25,10 +22,10 @@ pub(super) struct Spread {
 }
 
 impl Spread {
-    pub(super) fn new(weights: &[u32], stride_bytes: u32, headers: u32) -> Self {
+    pub(super) fn new(weights: &[u32], stretch_blocks: u64, headers: u32) -> Self {
         let headers = if weights.len() > 1 { headers as usize } else { 0 };
         let at = vec![0; headers];
-        let blocks = (STRETCH_BYTES / u64::from(stride_bytes)).clamp(1, COUNT_MASK.into()) as u32;
+        let blocks = stretch_blocks.clamp(1, COUNT_MASK.into()) as u32;
         let weights: Vec<i64> = weights.iter().map(|slots| i64::from(*slots)).collect();
         Self { blocks, credits: vec![0; weights.len()], weights, at }
     }
@@ -108,13 +105,13 @@ mod tests {
 
     #[test]
     fn a_chain_changes_the_device_after_a_stretch() {
-        let mut spread = Spread::new(&[100, 100], 1 << 20, 1000);
+        let mut spread = Spread::new(&[100, 100], 32, 1000);
         assert_eq!(chain(&mut spread, 320), (vec![160, 160], 9));
     }
 
     #[test]
     fn larger_devices_get_more_evenly_mixed() {
-        let mut spread = Spread::new(&[100, 300, 200], 4 << 20, 1000);
+        let mut spread = Spread::new(&[100, 300, 200], 8, 1000);
         let (of_each, changes) = chain(&mut spread, 480);
         assert_eq!(of_each, [80, 240, 160]);
         assert!(changes >= 45, "{changes} changes of 59");
@@ -122,7 +119,7 @@ mod tests {
 
     #[test]
     fn a_found_block_goes_on_where_it_is() {
-        let mut spread = Spread::new(&[1, 1], 16 << 20, 10);
+        let mut spread = Spread::new(&[1, 1], 2, 10);
         spread.found(Slot(0), None, 1);
         spread.note(Slot(1), Some(Slot(0)));
         assert_eq!(spread.device(Slot(1)), 1, "a stretch has two");
@@ -134,7 +131,7 @@ mod tests {
 
     #[test]
     fn one_device_has_everything_and_costs_nothing() {
-        let mut spread = Spread::new(&[7], 4096, 1000);
+        let mut spread = Spread::new(&[7], 8192, 1000);
         spread.note(Slot(5), None);
         assert_eq!((spread.device(Slot(5)), spread.device_under(None), spread.bytes()), (0, 0, 0));
     }
