@@ -40,7 +40,6 @@ SIM = {"engine": "sim", "path": "", "capacity": "1MiB"}
         (Path("/nvme/kv"), "KS-CFG-214", "no device"),
         (1 << 30, "KS-CFG-214", "int"),
         ({"path": "/nvme/kv"}, "KS-CFG-214", "dict"),
-        (["/nvme/a:1GiB", "/nvme/b:1GiB"], "KS-CFG-207", "several devices"),
         ([["/nvme/a:1GiB"]], "KS-CFG-214", "list"),
     ],
     ids=str,

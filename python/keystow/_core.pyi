@@ -86,6 +86,8 @@ class _Ssd(Protocol):
     @property
     def capacity(self) -> int: ...
     @property
+    def others(self) -> tuple[tuple[str, int], ...]: ...
+    @property
     def engine(self) -> str: ...
     @property
     def seed(self) -> int: ...
@@ -208,10 +210,12 @@ class Stats:
     lock_holds: Final[int]
     lock_blocks_max: Final[int]
     policy_steps: Final[int]
-    ssd_state: Final[Literal["ok", "off", "probing", "waiting", "recovering", ""]]
+    ssd_state: Final[Literal["ok", "degraded", "off", "probing", "waiting", "recovering", ""]]
     ssd_engine: Final[Literal["pool", "sim", ""]]
     ssd_direct: Final[bool]
     ssd_unclean: Final[bool]
+    ssd_devices: Final[int]
+    ssd_devices_away: Final[int]
     ssd_slots_total: Final[int]
     ssd_slots_free: Final[int]
     ssd_quarantined: Final[int]
@@ -235,6 +239,7 @@ class Stats:
     ssd_dropped_waited: Final[int]
     ssd_dropped_off: Final[int]
     ssd_lost: Final[int]
+    ssd_given_up: Final[int]
     ssd_bad_tags: Final[int]
     ssd_io_errors: Final[int]
     ssd_disk_full: Final[int]

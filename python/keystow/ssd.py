@@ -117,6 +117,11 @@ class Ssd:
             put(self, name, only)
 
     @property
+    def others(self) -> tuple[tuple[str, int], ...]:
+        """Path and capacity of further devices: none here (see ``Store``)."""
+        return ()
+
+    @property
     def budget_bytes_per_s(self) -> int | None:
         """Payload written a second, on average, whichever way it was said; None: no limit."""
         if self.dwpd is None:
@@ -130,12 +135,7 @@ class Ssd:
 
 
 def read_ssd(value: object) -> Ssd | None:
-    """The device of a store's ``ssd=``: None, an ``Ssd``, ``"path:size"``, or a list of one."""
-    if isinstance(value, (list, tuple)):
-        if len(value) > 1:
-            hint = "give one device; several can be one volume (LVM or md striping)."
-            raise _not_yet("several devices", hint, "devices", len(value))
-        value = value[0] if value else None
+    """One device of a store's ``ssd=``: None, an ``Ssd`` or ``"path:size"``."""
     if value is None or isinstance(value, Ssd):
         return value
     if not isinstance(value, str):

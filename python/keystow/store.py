@@ -6,13 +6,15 @@ from typing import TYPE_CHECKING
 
 from keystow import _core
 from keystow.config import check_choice, check_seconds, parse_size, refuse_unknown
+from keystow.devices import Devices, read_devices
 from keystow.errors import ConfigError
 from keystow.layout import Layout
-from keystow.ssd import Ssd, read_ssd
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Literal, Never, Self
+
+    from keystow.ssd import Ssd
 
 __all__ = ["Store"]
 
@@ -47,7 +49,11 @@ class Store(_core.Store):
     ``memory.high``) have free, before anything is mapped or made.
     ``ssd``: a directory and how much it may take, ``"/nvme/kv:100GiB"`` or ``Ssd(...)``: what
     leaves RAM goes there, and the next store on it finds it again. None: RAM only. With it
-    ``ram=0`` is legal.
+    ``ram=0`` is legal. A list of up to 16 is one tier over several devices: a chain is spread over
+    them in stretches of 32 MiB, a device that fails costs what it held and nothing else
+    (``stats().ssd_state == "degraded"``; what is put again is warm again), one that can't be opened
+    is left out, with the reason in ``stats().fallbacks``. A device that was away while the others
+    were in use comes back empty: what was removed meanwhile might still be on it.
 
     ``policy``: who leaves first, by name (default ``"lru"``). ``namespace`` and ``salt`` enter
     every key: stores that differ in one of them never see each other's blocks.
@@ -92,7 +98,7 @@ class Store(_core.Store):
     ) -> Self:
         """Check the options and open the store."""
         refuse_unknown(unknown, _OPTIONS, "Store")
-        device = read_ssd(ssd)
+        device = read_devices(ssd)
         layout = _layout(layout, block_bytes)
         check_choice(clock, "clock", ("real", "manual"))
         if clock == "manual" and not deterministic:
@@ -144,7 +150,7 @@ def _layout(layout: object, block_bytes: int | str | None) -> Layout:
     )
 
 
-def _ram_bytes(ram: object, device: Ssd | None) -> int:
+def _ram_bytes(ram: object, device: Ssd | Devices | None) -> int:
     if ram is None:
         raise ConfigError(
             "ram= is missing.",
@@ -162,7 +168,7 @@ def _ram_bytes(ram: object, device: Ssd | None) -> int:
     return size
 
 
-def _io_timeout_s(value: object, device: Ssd | None) -> float:
+def _io_timeout_s(value: object, device: Ssd | Devices | None) -> float:
     seconds = check_seconds(value, "io_timeout_s")
     if device is None or seconds >= _IO_TIMEOUT_MIN_S:
         return seconds

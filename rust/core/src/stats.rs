@@ -84,7 +84,7 @@ pub struct Stats {
 /// The SSD tier's own counters. In blocks unless the name says bytes, requests or pages.
 #[derive(Clone, Debug, Default)]
 pub struct SsdStats {
-    /// "ok"; "off": too many faults, or the directory could not be opened, RAM goes on alone;
+    /// "ok"; "degraded": one of several devices is left alone; "off": too many faults, or the directory could not be opened, RAM goes on alone;
     /// "probing": about to be trusted again; "waiting": another store has the directory;
     /// "recovering": what it holds is being taken in.
     pub state: &'static str,
@@ -92,6 +92,10 @@ pub struct SsdStats {
     pub engine: &'static str,
     /// Whether transfers bypass the page cache.
     pub direct: bool,
+    /// Devices of the tier.
+    pub devices: u64,
+    /// Of them left alone after too many faults.
+    pub devices_away: u64,
     /// Room for so many blocks.
     pub slots_total: u64,
     /// Of it free.

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use keystow_core::store::{self as core, OnLocked, Progress, SsdConfig};
+use keystow_core::store::{self as core, OnLocked, Progress, SsdConfig, SsdPlace};
 use pyo3::intern;
 use pyo3::prelude::*;
 
@@ -22,6 +22,8 @@ pub struct Device {
     path: PathBuf,
     #[pyo3(attribute("capacity"))]
     capacity_bytes: u64,
+    /// Path and capacity of further devices.
+    others: Vec<(PathBuf, u64)>,
     engine: String,
     seed: u64,
     member: String,
@@ -52,6 +54,11 @@ impl Device {
                 _ => OnLocked::Fail,
             },
             reclaim: self.reclaim == "unlocked",
+            others: self
+                .others
+                .into_iter()
+                .map(|(path, capacity_bytes)| SsdPlace { path, capacity_bytes })
+                .collect(),
             ..SsdConfig::new(self.path, self.capacity_bytes)
         })
     }

@@ -18,8 +18,8 @@ macro_rules! stats {
         ///
         /// They reconcile: ``hits + misses`` = blocks asked of get, get_each and lease; ``puts +
         /// put_present + put_duplicate + put_short`` = blocks asked of put; ``blocks`` = ``puts +
-        /// put_again + recovered - evictions - removed - cleared - ssd_lost`` = ``blocks_ram`` +
-        /// those on SSD only. Without ``ssd=`` the fields of the tier are 0, False or "".
+        /// put_again + recovered - evictions - removed - cleared - ssd_lost - ssd_given_up`` =
+        /// ``blocks_ram`` + those on SSD only. Without ``ssd=`` the fields of the tier are 0, False or "".
         #[pyclass(frozen, eq, module = "keystow._core")]
         #[derive(Clone, Default, PartialEq)]
         pub struct Stats {
@@ -31,7 +31,7 @@ macro_rules! stats {
             #[pyo3(get)]
             numa: String,
             $($(#[doc = $doc])* #[pyo3(get)] pub(crate) $field: u64,)+
-            /// ``ok``; ``off`` after too many faults, or where the directory could not be opened
+            /// ``ok``; ``degraded``: one of several devices is left alone; ``off`` after too many faults, or where the directory could not be opened
             /// (RAM goes on alone); ``probing``: about to be trusted again; ``waiting``: another
             /// store has the directory; ``recovering``: its blocks are coming in; empty without
             /// ``ssd=``.
@@ -159,6 +159,10 @@ stats! {
         policy_steps,
     }
     ssd {
+        /// Devices of the tier.
+        ssd_devices: devices,
+        /// Of them left alone after too many faults; which, is in ``fallbacks``.
+        ssd_devices_away: devices_away,
         /// Room for so many blocks.
         ssd_slots_total: slots_total,
         /// Room without a block.
@@ -205,6 +209,9 @@ stats! {
         ssd_dropped_off: dropped_off,
         /// Blocks whose only copy could not be read or was wrong.
         ssd_lost: lost,
+        /// Blocks given up whose only copy was on a device that is left alone, when they were put
+        /// again.
+        ssd_given_up: given_up,
         /// Copies whose bytes were not those that were written.
         ssd_bad_tags: bad_tags,
         /// Requests that failed.

@@ -440,6 +440,9 @@ impl Store {
                 let ssd = keeper.tier.as_ref().map_or_else(apart, |tier| tier.snapshot());
                 stats.evictions += ssd.evictions;
                 stats.index_bytes += keeper.tier.as_ref().map_or(0, |tier| tier.bytes());
+                let away = keeper.tier.iter().flat_map(|tier| tier.away());
+                let away = away.map(|path| format!("{path}: left alone after too many faults"));
+                stats.fallbacks.extend(away);
                 drop(keeper);
                 let notes = self.notes.lock().unwrap_or_else(PoisonError::into_inner);
                 stats.fallbacks.extend(notes.iter().cloned());

@@ -399,7 +399,8 @@ pub(super) fn tier(
     let devices = grounds.devices.iter().map(|ground| {
         let superblock = ground.superblock.clone();
         let (uuid, slots_a_file) = (superblock.uuid, superblock.slots_a_file);
-        let place = DevicePlace { uuid, slots_a_file, first_file: ground.first_file };
+        let path = ground.path.clone();
+        let place = DevicePlace { path, uuid, slots_a_file, first_file: ground.first_file };
         (place, superblock)
     });
     Box::new(Tier::new(geometry, devices.collect(), headers, admission, Arc::clone(bounce)))

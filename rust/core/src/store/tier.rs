@@ -100,6 +100,8 @@ pub(super) struct Geometry {
 /// Where a device's files and slots are.
 #[derive(Clone)]
 pub(super) struct DevicePlace {
+    /// For people.
+    pub(super) path: String,
     pub(super) uuid: [u8; 16],
     pub(super) slots_a_file: u32,
     /// What the engine calls its first file.
@@ -417,6 +419,8 @@ impl Tier {
         SsdStats {
             admitted_under: admitted.written_under,
             admitted_over: admitted.written_over,
+            devices: self.devices.len() as u64,
+            devices_away: self.away().count() as u64,
             slots_total: u64::from(self.devices.slots()),
             slots_free: u64::from(self.devices.slots_free()),
             quarantined: self.devices.iter().map(|it| u64::from(it.slots.quarantined())).sum(),

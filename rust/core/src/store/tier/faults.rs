@@ -180,8 +180,14 @@ impl Tier {
         self.cancel_waiting_reads(with, device);
     }
 
+    /// Paths of the devices that are left alone.
+    pub(in crate::store) fn away(&self) -> impl Iterator<Item = &str> {
+        let away = self.devices.iter().filter(|device| device.breaker.is_open());
+        away.map(|device| &*device.place.path)
+    }
+
     fn tell_away(&self, with: &With<'_>) {
-        let away = self.devices.iter().any(|device| device.breaker.is_open());
+        let away = self.away().next().is_some();
         // Relaxed: who sees it late puts a block that it could have had to itself.
         with.parts.away.store(away, Ordering::Relaxed);
     }
