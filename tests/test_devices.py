@@ -196,7 +196,7 @@ def test_texts_take_the_options_beside_them(tmp_path: Path) -> None:
         assert (tmp_path / root / LAYOUT.fingerprint.hex() / "7").is_dir()
 
 
-def test_a_simulated_tier_has_several_devices(tmp_path: Path) -> None:
+def test_a_simulated_tier_has_several_devices() -> None:
     device = keystow.Ssd("", CAPACITY, engine="sim", seed=3)
     options: dict[str, Any] = {"deterministic": True, "clock": "manual"}
     with keystow.Store(LAYOUT, ram="4MiB", ssd=[device] * 3, **options) as store:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from keystow.errors import ConfigError
@@ -48,7 +48,8 @@ def read_devices(value: object) -> Ssd | Devices | None:
         raise _error(f"ssd={value!r} has None in it.", "leave it out.", value)
     if not devices[1:]:
         return devices[0] if devices else None
-    folders = [os.path.abspath(device.path) for device in devices if device.engine != "sim"]  # noqa: PTH100 - what is not there yet has no real path
+    real = [device for device in devices if device.engine != "sim"]
+    folders = [str(Path(device.path).absolute()) for device in real]
     twice = next((folder for folder in folders if folders.count(folder) > 1), None)
     if twice is not None:
         raise _error(f"ssd= names {twice!r} twice.", "give each device once.", value)

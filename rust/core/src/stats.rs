@@ -84,8 +84,9 @@ pub struct Stats {
 /// The SSD tier's own counters. In blocks unless the name says bytes, requests or pages.
 #[derive(Clone, Debug, Default)]
 pub struct SsdStats {
-    /// "ok"; "degraded": one of several devices is left alone; "off": too many faults, or the directory could not be opened, RAM goes on alone;
-    /// "probing": about to be trusted again; "waiting": another store has the directory;
+    /// "ok"; "degraded": one of several devices is left alone; "off": too many faults, or the
+    /// directory could not be opened, RAM goes on alone; "probing": about to be trusted again;
+    /// "waiting": another store has the directory;
     /// "recovering": what it holds is being taken in.
     pub state: &'static str,
     /// "sim" or "pool".

@@ -19,7 +19,8 @@ macro_rules! stats {
         /// They reconcile: ``hits + misses`` = blocks asked of get, get_each and lease; ``puts +
         /// put_present + put_duplicate + put_short`` = blocks asked of put; ``blocks`` = ``puts +
         /// put_again + recovered - evictions - removed - cleared - ssd_lost - ssd_given_up`` =
-        /// ``blocks_ram`` + those on SSD only. Without ``ssd=`` the fields of the tier are 0, False or "".
+        /// ``blocks_ram`` + those on SSD only. Without ``ssd=`` the fields of the tier are 0, False
+        /// or "".
         #[pyclass(frozen, eq, module = "keystow._core")]
         #[derive(Clone, Default, PartialEq)]
         pub struct Stats {
@@ -31,8 +32,9 @@ macro_rules! stats {
             #[pyo3(get)]
             numa: String,
             $($(#[doc = $doc])* #[pyo3(get)] pub(crate) $field: u64,)+
-            /// ``ok``; ``degraded``: one of several devices is left alone; ``off`` after too many faults, or where the directory could not be opened
-            /// (RAM goes on alone); ``probing``: about to be trusted again; ``waiting``: another
+            /// ``ok``; ``degraded``: one of several devices is left alone; ``off`` after too many
+            /// faults, or where the directory could not be opened (RAM goes on alone);
+            /// ``probing``: about to be trusted again; ``waiting``: another
             /// store has the directory; ``recovering``: its blocks are coming in; empty without
             /// ``ssd=``.
             #[pyo3(get)]

@@ -9,7 +9,7 @@
 
 mod pages;
 
-use super::open::{self, Grounds, Progress, Watch};
+use super::open::{self, Grounds, Opening, Progress, Watch};
 use super::simulated::SimWorld;
 use super::tier::{Recovery, Round, Staging, Tier};
 use super::{Store, StoreConfig};
@@ -302,10 +302,11 @@ impl Store {
         };
         let Staging { arena: staging, .. } = staging;
         let now_us = parts.clock.now_us();
-        let (times, headers) = ((attach.opened_unix_s, now_us), parts.directory.headers());
         let (frames, bounce) = (parts.frames.total(), &attach.bounce);
         let boot = open::boot(attach.world.as_ref());
-        let mut tier = open::tier(config, ssd, &grounds, bounce, frames, headers, boot, times);
+        let opening = Opening { opened_unix_s: attach.opened_unix_s, now_us, boot };
+        let headers = parts.directory.headers();
+        let mut tier = open::tier(config, ssd, &grounds, bounce, frames, headers, opening);
         let memories = [&parts.arena, staging, &attach.bounce].map(Arc::clone);
         let memory = Memory::new(memories.to_vec());
         driver.set_engine(open::engine(&mut grounds, &memory, parts.clock.word(), ssd)?);

@@ -365,8 +365,17 @@ pub(super) fn unix_s(config: &StoreConfig) -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
-/// A tier that knows its files but not yet what is in them. `opened_unix_s` is when the store's
-/// clock stood at 0.
+/// What is of this open alone.
+#[derive(Clone, Copy)]
+pub(super) struct Opening {
+    /// Seconds since 1970 when the store's clock stood at 0, and what it says now.
+    pub(super) opened_unix_s: u64,
+    pub(super) now_us: u64,
+    /// Drawn for it.
+    pub(super) boot: u64,
+}
+
+/// A tier that knows its files but not yet what is in them.
 pub(super) fn tier(
     config: &StoreConfig,
     ssd: &SsdConfig,
@@ -374,8 +383,7 @@ pub(super) fn tier(
     bounce: &Arc<Arena>,
     frames: u32,
     headers: u32,
-    boot: u64,
-    (opened_unix_s, now_us): (u64, u64),
+    Opening { opened_unix_s, now_us, boot }: Opening,
 ) -> Box<Tier> {
     let supers = || grounds.devices.iter().map(|ground| &ground.superblock);
     let stride_bytes = grounds.devices[0].superblock.stride_bytes;

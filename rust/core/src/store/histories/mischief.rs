@@ -117,6 +117,9 @@ impl History {
     /// Between two stores: a device is replaced by an empty one, or all but the first are left out
     /// or there again. Whether anything is other than it was.
     pub(super) fn change_devices(&mut self) -> bool {
+        if self.plan.devices() == 1 {
+            return false;
+        }
         match self.rng.below(8) {
             // Who alone knew of the removals of a time must not go while the others are away.
             0 if self.plan.away.is_empty() => {

@@ -101,21 +101,23 @@ impl History {
         self.situations.note(Situation::LeaseOutlives, !self.leases.is_empty());
     }
 
+    /// Other sizes for the next store, sometimes; whether there are fewer slots.
+    fn change_sizes(&mut self) -> bool {
+        if !self.rng.one_in(8) {
+            return false;
+        }
+        let size = self.plan.resize(&mut self.rng);
+        self.situations.note(Situation::Grown, size.is_gt());
+        self.situations.note(Situation::Shrunk, size.is_lt());
+        self.say_sizes();
+        size.is_lt()
+    }
+
     fn reopen(&mut self, warm: &[usize]) -> Done {
         // Of pages too, unless the next store hears of it.
         self.lied |= self.distrusted_in_vain();
-        let mut warm = warm;
-        if self.rng.one_in(8) {
-            let size = self.plan.resize(&mut self.rng);
-            self.situations.note(Situation::Grown, size.is_gt());
-            self.situations.note(Situation::Shrunk, size.is_lt());
-            // What lay in the slots that went is gone.
-            warm = if size.is_lt() { &[] } else { warm };
-            self.say_sizes();
-        }
-        if self.plan.devices() > 1 && self.change_devices() {
-            warm = &[];
-        }
+        // What lay in the slots or on the device that went is gone.
+        let warm = if self.change_sizes() | self.change_devices() { &[] } else { warm };
         let mut config = self.plan.config.clone();
         if !self.rng.one_in(3) {
             self.calm();
