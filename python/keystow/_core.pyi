@@ -19,6 +19,7 @@ from typing_extensions import Buffer, disjoint_base
 from keystow.layout import Layout
 
 __all__ = [
+    "COPY_THREADS_MAX",
     "ENGINES",
     "NUMA",
     "OPTIMISED",
@@ -52,6 +53,7 @@ __all__ = [
     "replay",
 ]
 
+COPY_THREADS_MAX: Final[int]
 ENGINES: Final[list[str]]
 NUMA: Final[list[str]]
 OPTIMISED: Final[bool]
@@ -171,7 +173,6 @@ class Lease:
 @final
 class Stats:
     state: Final[Literal["open", "closed", "poisoned"]]
-    numa: Final[str]
     frames_total: Final[int]
     frames_free: Final[int]
     frames_pinned: Final[int]
@@ -202,6 +203,9 @@ class Stats:
     lock_holds: Final[int]
     lock_blocks_max: Final[int]
     policy_steps: Final[int]
+    copy_threads: Final[int]
+    copies_shared: Final[int]
+    numa: Final[str]
     ssd_state: Final[Literal["ok", "off", "probing", ""]]
     ssd_engine: Final[Literal["pool", "sim", ""]]
     ssd_direct: Final[bool]
@@ -335,6 +339,7 @@ class Store:
         manual_clock: bool,
         prefault_now: bool,
         numa: str | None,
+        copy_threads: int,
         put_wait_s: float,
         io_timeout_s: float,
         ssd: _Ssd | None,

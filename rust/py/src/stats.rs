@@ -26,11 +26,11 @@ macro_rules! stats {
             /// ``open``, ``closed`` or ``poisoned`` (after an internal fault: lookups miss).
             #[pyo3(get)]
             pub(crate) state: &'static str,
+            $($(#[doc = $doc])* #[pyo3(get)] pub(crate) $field: u64,)+
             /// The policy of memory nodes in force and its nodes, such as ``interleave:0-1``; empty
             /// without ``numa=``, and where it was refused (see ``fallbacks``).
             #[pyo3(get)]
             numa: String,
-            $($(#[doc = $doc])* #[pyo3(get)] pub(crate) $field: u64,)+
             /// ``ok``; ``off`` after too many faults (RAM goes on alone); ``probing``: about to be
             /// trusted again; empty without ``ssd=``.
             #[pyo3(get)]
@@ -58,8 +58,8 @@ macro_rules! stats {
                 let ssd = stats.ssd.unwrap_or_default();
                 Self {
                     state: stats.state,
-                    numa: stats.numa,
                     $($field: stats.$field,)+
+                    numa: stats.numa,
                     ssd_state: ssd.state,
                     ssd_engine: ssd.engine,
                     ssd_direct: ssd.direct,
@@ -78,8 +78,8 @@ macro_rules! stats {
                 let fallbacks = PyTuple::new(py, &self.fallbacks)?;
                 Ok(vec![
                     ("state", self.state.into_bound_py_any(py)?),
-                    ("numa", (&self.numa).into_bound_py_any(py)?),
                     $((stringify!($field), self.$field.into_bound_py_any(py)?),)+
+                    ("numa", (&self.numa).into_bound_py_any(py)?),
                     ("ssd_state", self.ssd_state.into_bound_py_any(py)?),
                     ("ssd_engine", self.ssd_engine.into_bound_py_any(py)?),
                     ("ssd_direct", self.ssd_direct.into_bound_py_any(py)?),
@@ -155,6 +155,10 @@ stats! {
         lock_blocks_max,
         /// Steps of the eviction policy.
         policy_steps,
+        /// Threads that share a large put or get, the caller's own included.
+        copy_threads,
+        /// Large puts and gets that they shared.
+        copies_shared,
     }
     ssd {
         /// Room for so many blocks.

@@ -36,7 +36,7 @@ mod histories;
 #[cfg(all(test, not(loom)))]
 mod tests;
 
-pub use crate::arena::{Numa, Prefault, Rows, RowsMut};
+pub use crate::arena::{COPY_THREADS_MAX, Numa, Prefault, Rows, RowsMut};
 pub use crate::event::{Event, EventKind};
 pub use config::{BLOCK_BYTES_MAX, EngineKind, FRAMES_MAX, PolicyKind, SsdConfig, StoreConfig};
 pub use inspect::{Contents, Inspected, Snapshot, SnapshotStats, Verified, inspect, verify};
@@ -49,9 +49,7 @@ pub use scrub::Scrubbed;
 pub use simulated::SimWorld;
 pub use validate::Recount;
 
-use crate::arena::{
-    Arena, ArenaConfig, ArenaOptions, Memory, MemoryId, check_ram, fork_count, prefer_huge_pages,
-};
+use crate::arena::{Arena, Memory, MemoryId, check_ram, fork_count, prefer_huge_pages};
 use crate::directory::{Directory, Entry, Frames, pieces};
 use crate::error::{Error, ErrorKind};
 use crate::policy::{self, Policy};
@@ -255,18 +253,6 @@ impl Store {
         Ok(store)
     }
 
-    fn map(
-        config: &StoreConfig,
-        who: MemoryId,
-        frames: u32,
-        stride_bytes: u32,
-    ) -> Result<Arc<Arena>, Error> {
-        let prefault = if config.deterministic { Prefault::Now } else { config.prefault };
-        let threads = usize::from(config.deterministic);
-        let arena = ArenaConfig { who, frames, stride_bytes, prefault, threads };
-        Ok(Arc::new(Arena::map_with(arena, ArenaOptions { numa: config.numa })?))
-    }
-
     fn start_driver(self: &Arc<Self>) -> Result<(), Error> {
         let Some(driver) = self.driver.as_ref().filter(|_| !self.deterministic) else {
             return Ok(());
@@ -429,6 +415,8 @@ impl Store {
         let mut stats = Stats {
             state: if closed { "closed" } else { "open" },
             numa: self.parts.arena.numa().to_owned(),
+            copy_threads: self.parts.arena.copy_threads() as u64,
+            copies_shared: self.parts.arena.copies_shared(),
             frames_total: u64::from(frames.total()),
             frames_free: u64::from(frames.free()),
             blocks,

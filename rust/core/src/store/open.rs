@@ -6,7 +6,7 @@
 use super::simulated::{SimWorld, simulated};
 use super::tier::{FEW_PAGES, Geometry, PAGES_MAX, Round, TABLE_FILE, Tier};
 use super::{EngineKind, SsdConfig, Store, StoreConfig};
-use crate::arena::{Arena, ArenaConfig, Memory, MemoryId, Prefault, Region, RowsMut};
+use crate::arena::{Arena, ArenaConfig, ArenaOptions, Memory, MemoryId, Prefault, Region, RowsMut};
 use crate::error::{Error, ErrorKind};
 use crate::io::{Completion, Engine, Op, Pool, Request, Sim, SimDisk};
 use crate::ssd::admit::{Admission, AdmitConfig};
@@ -234,6 +234,20 @@ pub(super) fn tier(
 }
 
 impl Store {
+    /// Maps one of the store's memories.
+    pub(super) fn map(
+        config: &StoreConfig,
+        who: MemoryId,
+        frames: u32,
+        stride_bytes: u32,
+    ) -> Result<Arc<Arena>, Error> {
+        let prefault = if config.deterministic { Prefault::Now } else { config.prefault };
+        let threads = usize::from(config.deterministic);
+        let arena = ArenaConfig { who, frames, stride_bytes, prefault, threads };
+        let options = ArenaOptions { numa: config.numa, copy_threads: config.copy_threads() };
+        Ok(Arc::new(Arena::map_with(arena, options)?))
+    }
+
     /// Reads the table and enters its blocks, a piece at a time; SUPER has the new epoch on stable
     /// storage when this returns. Before any other call.
     pub(super) fn recover(

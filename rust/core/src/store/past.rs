@@ -47,6 +47,8 @@ pub(super) struct Bytes<'a> {
     pub(super) arena: &'a Arena,
     pub(super) frame: FrameId,
     pub(super) len: u32,
+    /// Readable until the round's pins are handed over, not only during the visit.
+    pub(super) kept: bool,
 }
 
 /// A put whose rest goes past RAM.
@@ -167,7 +169,12 @@ impl Store {
         loop {
             match directory.located(entry) {
                 Located::Ram(frame, len) => {
-                    return Some(visit(Bytes { arena: &self.parts.arena, frame, len }));
+                    return Some(visit(Bytes {
+                        arena: &self.parts.arena,
+                        frame,
+                        len,
+                        kept: false,
+                    }));
                 }
                 Located::Loading if reach != Reach::Ram => {
                     let arrived = || directory.located(entry) != Located::Loading;
@@ -218,7 +225,7 @@ impl Store {
             return None;
         }
         let good = ticket.ended() == Some(true);
-        let said = good.then(|| visit(Bytes { arena: &staging.arena, frame, len }));
+        let said = good.then(|| visit(Bytes { arena: &staging.arena, frame, len, kept: false }));
         self.give_staging(staging, frame);
         said
     }
