@@ -46,7 +46,7 @@ define capped
 	echo "== $(1): passed in $$spent s (cap $(2) s)"
 endef
 
-.PHONY: help demo test test-rust test-loom test-sim test-python test-crash torture lint fmt bench
+.PHONY: help demo test test-rust test-loom test-sim test-python test-crash torture soak lint fmt bench
 .PHONY: wheel develop tools
 .PHONY: need-cargo
 
@@ -91,6 +91,10 @@ torture: need-cargo ## fresh histories for as long as asked: make torture SECOND
 	@echo "== torture: $(SECONDS_OF_TORTURE) s"
 	@env KEYSTOW_SIM_SECONDS=$(SECONDS_OF_TORTURE) cargo test --release --locked $(CRATES) --lib \
 		histories_fresh -- --nocapture
+
+soak: .venv/.dev develop ## everything at once on real files, watched for growth: make soak SECONDS=600
+	@echo "== soak: $(SECONDS_OF_TORTURE) s"
+	@$(PY) tests/soak.py --seconds $(SECONDS_OF_TORTURE) $(SOAK_ARGS)
 
 test-python: .venv/.dev develop ## pytest over the built package
 	@echo "== test-python: pytest tests/"

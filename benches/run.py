@@ -21,6 +21,7 @@ import reopen
 import replays
 import simulated
 import ssd
+import ssd_calls
 from timing import Figure
 
 BENCHMARKS: dict[str, Callable[..., Iterator[Figure]]] = {
@@ -31,10 +32,11 @@ BENCHMARKS: dict[str, Callable[..., Iterator[Figure]]] = {
     "hashing": hashing.figures,
     "footprint": footprint.figures,
     "ssd": ssd.figures,
+    "ssd_calls": ssd_calls.figures,
     "reopen": reopen.figures,
     "simulated": simulated.figures,
 }
-ON_DISK = {"ssd", "reopen"}
+ON_DISK = {"ssd", "ssd_calls", "reopen"}
 COLUMNS = "{:<46} {:>8} {:>19} {:>8} {:>6}  {:<20} {:<6} {}"
 
 

@@ -36,7 +36,14 @@ def open_store(root: Path, **options: Any) -> keystow.Store:
     capacity = options.pop("capacity", "4MiB")
     device = {
         name: options.pop(name)
-        for name in ("member", "engine", "on_mismatch", "write_bytes_per_s")
+        for name in (
+            "member",
+            "engine",
+            "on_locked",
+            "on_mismatch",
+            "reclaim",
+            "write_bytes_per_s",
+        )
         if name in options
     }
     options = {"layout": LAYOUT, "ram": 16 * BLOCK_BYTES, **options}
@@ -71,6 +78,16 @@ def there(store: keystow.Store, numbers: Iterable[int], versions: int = 1) -> di
             assert fits, f"block {numbers[at]} has bytes that nobody put"
             found[numbers[at]] = fits[0]
     return found
+
+
+def goes_on(store: keystow.Store, numbers: Iterable[int]) -> int:
+    """Put blocks on whatever disk: those in RAM come back. Returns how many those were."""
+    numbers = list(numbers)
+    assert put(store, numbers) == len(numbers)
+    with store.match(keys_of(numbers), pin=True) as match:
+        in_ram = numbers[: match.ram]
+        assert set(in_ram) <= set(there(store, numbers))
+        return len(in_ram)
 
 
 def files_below(root: Path) -> dict[str, int]:

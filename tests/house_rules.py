@@ -49,6 +49,7 @@ PYTHON_TOP = {
     "__main__",
     "cli",
     "demo",
+    "gc_command",
     "doctor_command",
     "inspect_command",
     "replay_command",

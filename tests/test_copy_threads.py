@@ -139,7 +139,7 @@ with keystow.Store(block_bytes=4096, ram="1MiB") as store:
 def test_other_values_are_refused(value: object) -> None:
     with pytest.raises(keystow.ConfigError) as caught:
         open_store(copy_threads=value)
-    assert caught.value.code == "KS-CFG-219"
+    assert caught.value.code == "KS-CFG-221"
     assert "1 to 64" in caught.value.hint
 
 

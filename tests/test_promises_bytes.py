@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+pytestmark = pytest.mark.usefixtures("engine")
+
 BLOCK_BYTES = MIB
 CHAIN, CHAINS, FRAMES = 24, 4, 16
 READERS = 6

@@ -9,12 +9,16 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+import pytest
+
 from crash.owners import BLOCK_BYTES, MIB, expected, keys, open_store, read_each, rows
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     import keystow
+
+pytestmark = pytest.mark.usefixtures("engine")
 
 RAM = 4 * MIB
 FRAMES = RAM // BLOCK_BYTES

@@ -17,6 +17,8 @@ from crash.owners import expected, keys, open_store, read_each, rows, run_until_
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.usefixtures("engine")
+
 OWN = """
 store = open_store(sys.argv[1])
 assert store.put(keys(0, 64), rows(0, 64)) == 64

@@ -14,6 +14,8 @@ from crash.owners import expected, keys, open_store, read_each, run_until_killed
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.usefixtures("engine")
+
 OPEN = """
 store = open_store(sys.argv[1])
 assert store.put(keys(0, 64), rows(0, 64)) == 64

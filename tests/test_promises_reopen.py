@@ -26,6 +26,8 @@ from crash.owners import (
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.usefixtures("engine")
+
 COUNT = 512
 FILL = f"""
 store = open_store(sys.argv[1])

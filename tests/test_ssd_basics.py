@@ -22,6 +22,8 @@ from disk import BLOCK_BYTES, block, child, files_below, keys_of, open_store, pu
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.usefixtures("engine")
+
 BLOCKS = 100
 
 
@@ -240,7 +242,9 @@ def test_cleared_stays_cleared(root: Path) -> None:
 # What it tells
 
 
-def test_the_log_says_what_was_found(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_log_says_what_was_found(
+    root: Path, engine: str, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.INFO, logger="keystow")
     with open_store(root) as store:
         put(store, range(64))
@@ -249,7 +253,7 @@ def test_the_log_says_what_was_found(root: Path, caplog: pytest.LogCaptureFixtur
     said = [r.getMessage() for r in caplog.records if r.levelno == logging.INFO]
     assert said[0].startswith("recovered 0 blocks (0 bytes) in ")
     assert said[1].startswith("recovered 64 blocks (256.0 KiB) in ")
-    assert said[1].endswith(f" s; pool, {direct}")
+    assert said[1].endswith(f" s; {engine}, {direct}")
     (next(root.rglob("SUPER")).parent / "notes.txt").write_text("somebody's")
     caplog.clear()
     with open_store(root) as store:
@@ -259,7 +263,7 @@ def test_the_log_says_what_was_found(root: Path, caplog: pytest.LogCaptureFixtur
     assert len(files_below(root)) == 8
 
 
-def test_counters_reconcile(root: Path) -> None:
+def test_counters_reconcile(root: Path, engine: str) -> None:
     rng = random.Random(7)
     with open_store(root, ram=12 * BLOCK_BYTES, capacity="512KiB") as store:
         for _ in range(150):
@@ -287,7 +291,7 @@ def test_counters_reconcile(root: Path) -> None:
         assert taken == stats.ssd_blocks
         assert stats.ssd_writes * BLOCK_BYTES == stats.ssd_write_bytes
         assert stats.ssd_reads * BLOCK_BYTES == stats.ssd_read_bytes
-        assert (stats.ssd_state, stats.ssd_engine) == ("ok", "pool")
+        assert (stats.ssd_state, stats.ssd_engine) == ("ok", engine)
         for name in ("lost", "bad_tags", "io_errors", "disk_full", "late", "breaker_opened"):
             assert getattr(stats, f"ssd_{name}") == 0, name
         store._validate()
@@ -305,7 +309,7 @@ def test_stats_are_all_there(root: Path) -> None:
         put(store, range(10))
     after = store.stats()
     assert (after.state, after.ssd_writes, after.ssd_unclean) == ("closed", 10, False)
-    assert repr(after).startswith("Stats(state='closed', frames_total=16, ")
+    assert repr(after).startswith("Stats(state='closed', numa='', frames_total=16, ")
     assert "ssd_state='ok'" in repr(after)
 
 

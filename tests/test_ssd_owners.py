@@ -19,6 +19,8 @@ from disk import BLOCK_BYTES, child, files_below, open_store, put, said, there
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.usefixtures("engine")
+
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:

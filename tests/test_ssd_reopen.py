@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+pytestmark = pytest.mark.usefixtures("engine")
+
 BLOCKS = 100
 CAPACITY = capacity_for(BLOCKS)
 

@@ -39,6 +39,7 @@ __all__ = [
     "_cgroup_limits",
     "_cores",
     "_cpu_features",
+    "_directories",
     "_fingerprint",
     "_inspect",
     "_keys_from_parts",
@@ -47,6 +48,7 @@ __all__ = [
     "_probe_numa",
     "_probe_pages",
     "_ram_limit",
+    "_remove_directory",
     "_verify",
     "block_keys",
     "io_uring_refusal",
@@ -93,6 +95,10 @@ class _Ssd(Protocol):
     def member(self) -> str: ...
     @property
     def on_mismatch(self) -> str: ...
+    @property
+    def lock_wait_s(self) -> float: ...
+    @property
+    def reclaim(self) -> str: ...
     @property
     def budget_bytes_per_s(self) -> int | None: ...
 
@@ -173,6 +179,7 @@ class Lease:
 @final
 class Stats:
     state: Final[Literal["open", "closed", "poisoned"]]
+    numa: Final[str]
     frames_total: Final[int]
     frames_free: Final[int]
     frames_pinned: Final[int]
@@ -205,8 +212,7 @@ class Stats:
     policy_steps: Final[int]
     copy_threads: Final[int]
     copies_shared: Final[int]
-    numa: Final[str]
-    ssd_state: Final[Literal["ok", "off", "probing", ""]]
+    ssd_state: Final[Literal["ok", "off", "probing", "waiting", "recovering", ""]]
     ssd_engine: Final[Literal["pool", "sim", ""]]
     ssd_direct: Final[bool]
     ssd_unclean: Final[bool]
@@ -245,6 +251,7 @@ class Stats:
     ssd_pages_bad: Final[int]
     ssd_table_pages_dirty: Final[int]
     ssd_requests_in_flight: Final[int]
+    recovery_all: Final[int]
     recovered: Final[int]
     recovered_bytes: Final[int]
     recovered_orphans: Final[int]
@@ -344,6 +351,7 @@ class Store:
         io_timeout_s: float,
         ssd: _Ssd | None,
         progress: Callable[[str, int, int], object] | None = None,
+        said: Callable[[str], object] | None = None,
     ) -> Self: ...
     @property
     def layout(self) -> Layout: ...
@@ -429,11 +437,13 @@ def block_keys(
     parent: _Parent | None = None,
     salt: str | bytes = ...,
 ) -> Keys: ...
+def _directories(root: str | PathLike[str]) -> list[dict[str, Any]]: ...
 def _fingerprint(description: bytes, namespace: bytes, salt: bytes) -> bytes: ...
 def _inspect(path: str | PathLike[str]) -> list[dict[str, Any]]: ...
 def _open_readonly(
     path: str | PathLike[str], read_layout: Callable[[str], Layout | None]
 ) -> ReadOnlyStore: ...
+def _remove_directory(root: str | PathLike[str], fingerprint: str, name: str) -> None: ...
 def _verify(
     path: str | PathLike[str],
     bytes_per_s: int | None = None,

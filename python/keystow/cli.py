@@ -11,12 +11,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from keystow import __version__
-from keystow.config import parse_size
+from keystow.config import parse_duration, parse_size
 from keystow.errors import KeystowError
 from keystow.trace import TRACES
 
 DEMO_BLOCK_BYTES_MIN = 32
 """A block of the demo carries its 16-byte key twice."""
+FINGERPRINT_DIGITS = 32
+FINGERPRINT_DIGITS_MIN = 8
+"""Fewer could be those of a directory that was not meant."""
 EXIT_UNUSABLE = 2
 EXIT_INTERRUPTED = 130
 
@@ -51,6 +54,26 @@ def folder(text: str) -> str:
     return text
 
 
+def duration(text: str) -> float:
+    """Return the seconds of a time argument: 7d, 12h."""
+    seconds = parse_duration(text, ("s", "min", "h", "d"))
+    if seconds is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is no time such as 7d, 12h, 30min or 90s")
+    return seconds
+
+
+def kept(text: str) -> tuple[str, str]:
+    """Return the beginning of a fingerprint and a member, empty for all members."""
+    digits, _, member = text.strip().lower().partition("/")
+    member = text.strip()[len(digits) + 1 :]
+    is_hex = not digits.strip("0123456789abcdef")
+    if not is_hex or not FINGERPRINT_DIGITS_MIN <= len(digits) <= FINGERPRINT_DIGITS:
+        least = FINGERPRINT_DIGITS_MIN
+        message = f"{text!r} does not begin with {least} hex digits or more of a fingerprint"
+        raise argparse.ArgumentTypeError(message)
+    return digits, member
+
+
 def path(text: str) -> str:
     """Return a path: any text but none."""
     if not text:
@@ -79,6 +102,7 @@ def parser() -> argparse.ArgumentParser:
     add_replay(commands)
     add_inspect(commands)
     add_verify(commands)
+    add_gc(commands)
     add_doctor(commands)
     return top
 
@@ -160,6 +184,39 @@ def add_verify(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     )
 
 
+def add_gc(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the subcommand `gc`."""
+    command = commands.add_parser(
+        "gc",
+        help="list the directories of stores under a root, and remove those nobody needs",
+        description="List the directories of stores under a root: fingerprint, member, size, last "
+        "open, whether a store has it open. With --remove, remove those that are chosen and that "
+        "no store has open, each under its own lock; a directory that holds anything else stays. "
+        "What an interrupted removal has left goes too. The exit status is 1 if a directory that "
+        "was to go is still there and not in use, 2 if nothing could be done.",
+    )
+    command.add_argument("root", metavar="ROOT", help="the directory that was given as ssd=")
+    command.add_argument(
+        "--keep",
+        type=kept,
+        action="append",
+        default=[],
+        metavar="FINGERPRINT[/MEMBER]",
+        help="choose all but these (8 digits are enough; may be given again)",
+    )
+    command.add_argument(
+        "--older-than",
+        type=duration,
+        metavar="TIME",
+        help="choose only those whose last open is so long ago, such as 7d or 12h",
+    )
+    command.add_argument(
+        "--all", action="store_true", help="where neither of the two is given: choose every one"
+    )
+    command.add_argument("--remove", action="store_true", help="remove what is chosen")
+    command.add_argument("--json", action="store_true", help="print one JSON object, no text")
+
+
 def add_directory(command: argparse.ArgumentParser) -> None:
     """Add the arguments of the subcommands that look into a directory."""
     command.add_argument(
@@ -200,6 +257,10 @@ def run(options: argparse.Namespace) -> int:
 
         chosen = {"inspect": inspect_command.run_inspect, "verify": inspect_command.run_verify}
         return chosen[options.command](options)
+    if options.command == "gc":
+        from keystow import gc_command  # noqa: PLC0415
+
+        return gc_command.run(options)
     if options.command == "replay":
         from keystow import replay_command  # noqa: PLC0415
 

@@ -10,7 +10,14 @@ from keystow.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-__all__ = ["check_choice", "check_seconds", "did_you_mean", "parse_size", "refuse_unknown"]
+__all__ = [
+    "check_choice",
+    "check_seconds",
+    "did_you_mean",
+    "parse_duration",
+    "parse_size",
+    "refuse_unknown",
+]
 
 # Both families by name; a bare "G" could be either and is refused.
 _UNITS = {
@@ -27,6 +34,9 @@ _UNITS = {
 
 # More memory or disk than any machine has; keeps every later product within 64 bits.
 _SIZE_BYTES_MAX = 1 << 60
+
+# Seconds of each unit of a time.
+_TIMES_S = {"ms": 0.001, "s": 1.0, "min": 60.0, "h": 3600.0, "d": 86_400.0}
 
 # As in the core: a longest wait that every clock can add.
 _SECONDS_MAX = 1e9
@@ -86,6 +96,21 @@ def check_seconds(value: object, name: str) -> float:
         hint="give seconds from 0 to 1e9.",
         context={name: value},
     )
+
+
+def parse_duration(text: str, units: Collection[str]) -> float | None:
+    """Seconds of a time such as ``"30s"`` or ``"1.5 min"``, in one of ``units``; None for others.
+
+    ``units``: some of ms, s, min, h, d. A time is finite and above 0.
+    """
+    number = text.strip()
+    digits = number.rstrip("abcdefghijklmnopqrstuvwxyz")
+    unit, digits = number[len(digits) :], digits.strip()
+    plain = digits.isascii() and digits.replace(".", "", 1).isdigit()
+    if unit not in units or not plain:
+        return None
+    seconds = float(digits) * _TIMES_S[unit]
+    return seconds if 0 < seconds < math.inf else None
 
 
 def check_choice(value: object, name: str, choices: Collection[str]) -> str:

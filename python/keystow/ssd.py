@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from keystow import _core
-from keystow.config import check_choice, parse_size, refuse_unknown
+from keystow.config import check_choice, parse_duration, parse_size, refuse_unknown
 from keystow.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -18,6 +18,9 @@ __all__ = ["Ssd", "read_ssd"]
 _DAY_S = 86_400
 # Beyond this no device lasts a minute; keeps every later product finite.
 _DWPD_MAX = 1e6
+_ENGINE_VARIABLE = "KEYSTOW_ENGINE"
+_WAIT = "wait:"
+_WAIT_UNITS = ("ms", "s", "min")
 _SEED_MAX = (1 << 64) - 1
 _EXAMPLE = 'for example ssd="/nvme/kv:100GiB" or ssd=Ssd("/nvme/kv", "100GiB").'
 
@@ -34,12 +37,23 @@ class Ssd:
     ``write_bytes_per_s``: payload written a second, on average; or ``dwpd``, how often the capacity
     may be written a day. None: no limit.
 
-    ``engine``: ``"auto"`` (the best that works here), ``"pool"`` (threads), or ``"sim"``: a disk
-    simulated in memory, for tests, with ``path=""``, a ``seed``, and a store with
-    ``deterministic=True`` and ``clock="manual"``. ``on_mismatch``: ``"error"``, or ``"reset"`` to
+    ``engine``: ``"auto"`` (io_uring where a trial in the directory comes back right, else threads),
+    ``"uring"`` (or an error), ``"pool"`` (threads), or ``"sim"``: a disk simulated in memory, for
+    tests, with ``path=""``, a ``seed``, and a store with ``deterministic=True`` and
+    ``clock="manual"``. The environment variable ``KEYSTOW_ENGINE`` (auto, uring, pool) stands in
+    for ``"auto"``. ``on_mismatch``: ``"error"``, or ``"reset"`` to
     start afresh where the directory is broken or of another version.
 
-    ``follow``, ``replicated``, ``on_locked`` and ``encryption`` take no other value yet.
+    ``on_locked``: where another store has the directory, ``"error"``, or ``"wait:30s"`` to wait for
+    it so long at most (ms, s, min; up to a day) and raise only then, or ``"ram"``: begin in RAM and
+    take the directory once it is free (``stats().ssd_state``: ``"waiting"``, ``"recovering"``, then
+    ``"ok"``; ``"off"`` where it can't be used). What RAM holds is written then. A remove or a clear
+    of before is done to the directory as well, but until then nothing confirms it: a durable remove
+    and a clear raise SsdError, having been done in this store. ``reclaim``: where the disk lacks
+    room at open, ``"never"``, or ``"unlocked"`` to remove other directories under the root that no
+    store has open, least recently opened first, until it is enough.
+
+    ``follow``, ``replicated`` and ``encryption`` take no other value yet.
 
     Raises ConfigError for what can't be meant.
     """
@@ -55,6 +69,7 @@ class Ssd:
     replicated: bool
     on_locked: str
     on_mismatch: str
+    reclaim: str
     encryption: None
 
     def __init__(
@@ -64,13 +79,14 @@ class Ssd:
         *,
         write_bytes_per_s: int | str | None = None,
         dwpd: float | None = None,
-        engine: Literal["auto", "pool", "sim"] = "auto",
+        engine: Literal["auto", "uring", "pool", "sim"] = "auto",
         seed: int = 0,
         member: str = "0",
         follow: None = None,
         replicated: Literal[False] = False,
-        on_locked: Literal["error"] = "error",
+        on_locked: str = "error",
         on_mismatch: Literal["error", "reset"] = "error",
+        reclaim: Literal["never", "unlocked"] = "never",
         encryption: None = None,
         **unknown: Never,
     ) -> None:
@@ -79,7 +95,6 @@ class Ssd:
         later = (
             ("follow", follow, None),
             ("replicated", replicated, False),
-            ("on_locked", on_locked, "error"),
             ("encryption", encryption, None),
         )
         for name, value, only in later:
@@ -94,7 +109,10 @@ class Ssd:
         put(self, "engine", checked)
         put(self, "seed", _seed(seed))
         put(self, "member", _member(member))
+        _lock_wait_s(on_locked)
+        put(self, "on_locked", on_locked)
         put(self, "on_mismatch", check_choice(on_mismatch, "on_mismatch", ("error", "reset")))
+        put(self, "reclaim", check_choice(reclaim, "reclaim", ("never", "unlocked")))
         for name, _, only in later:
             put(self, name, only)
 
@@ -104,6 +122,11 @@ class Ssd:
         if self.dwpd is None:
             return self.write_bytes_per_s
         return max(1, round(self.capacity * self.dwpd / _DAY_S))
+
+    @property
+    def lock_wait_s(self) -> float:
+        """How long an open waits for a directory that another store has; 0: not at all."""
+        return _lock_wait_s(self.on_locked)
 
 
 def read_ssd(value: object) -> Ssd | None:
@@ -130,9 +153,27 @@ def read_ssd(value: object) -> Ssd | None:
 
 
 def _engine(engine: object) -> str:
-    if engine == "uring":
-        raise _not_yet('engine="uring"', 'use engine="auto".', "engine", engine)
-    return check_choice(engine, "engine", _core.ENGINES)
+    checked = check_choice(engine, "engine", _core.ENGINES)
+    forced = os.environ.get(_ENGINE_VARIABLE)
+    if checked != "auto" or not forced:
+        return checked
+    return check_choice(forced, _ENGINE_VARIABLE, [name for name in _core.ENGINES if name != "sim"])
+
+
+def _lock_wait_s(on_locked: object) -> float:
+    if on_locked in ("error", "ram"):
+        return 0.0
+    if isinstance(on_locked, str) and on_locked.startswith(_WAIT):
+        seconds = parse_duration(on_locked.removeprefix(_WAIT), _WAIT_UNITS)
+        if seconds is not None and seconds <= _DAY_S:
+            return seconds
+    raise ConfigError(
+        f"on_locked={on_locked!r} is unknown.",
+        code="KS-CFG-219",
+        hint='give "error", "ram", or "wait:" and a time up to a day: "wait:30s", "wait:500ms", '
+        '"wait:10min".',
+        context={"on_locked": on_locked},
+    )
 
 
 def _path(path: object, *, simulated: bool) -> str:

@@ -67,9 +67,9 @@ class Store(_core.Store):
     ``deterministic``: no threads and no reserves, for tests; ``clock="manual"`` goes with it.
 
     Raises ConfigError for unknown options (naming the nearest), absurd sizes and more memory than
-    there is; StoreLockedError where another store has the directory; FormatError where that is
-    broken or of another version; SsdError where the disk does not do what is asked. What was found
-    there, and what has to be done without, is logged (logger ``keystow``).
+    there is; StoreLockedError where another store has the directory (``Ssd(on_locked=...)``);
+    FormatError where that is broken or of another version; SsdError where the disk does not do what
+    is asked. What was found there, and what has to be done without, is logged (logger ``keystow``).
 
     Any method may be called from any thread. A forked child and a closed store raise
     StoreClosedError; a store can't be pickled.
@@ -126,6 +126,7 @@ class Store(_core.Store):
             io_timeout_s=_io_timeout_s(io_timeout_s, device),
             ssd=device,
             progress=_log_progress,
+            said=_log_said,
         )
         if device is not None:
             _log_open(store)
@@ -176,7 +177,7 @@ def _copy_threads(value: object) -> int:
         return value
     raise ConfigError(
         f"copy_threads={value!r} is no number of threads.",
-        code="KS-CFG-219",
+        code="KS-CFG-221",
         hint=f"give a whole number from 1 to {most}, or None for as many as there are cores.",
         context={"copy_threads": value},
     )
@@ -202,19 +203,26 @@ def _log_progress(what: str, done: int, there_are: int) -> None:
     )
 
 
+def _log_said(sentence: str) -> None:
+    import logging  # noqa: PLC0415 - as below
+
+    logging.getLogger("keystow").warning("%s", sentence)
+
+
 def _log_open(store: Store) -> None:
     import logging  # noqa: PLC0415 - a fifth of the import time, and only for stores on disk
 
     logger = logging.getLogger("keystow")
     stats = store.stats()
-    logger.info(
-        "recovered %s blocks (%s) in %.1f s; %s, %s",
-        f"{stats.recovered:,}",
-        _bytes_text(stats.recovered_bytes),
-        stats.recovery_s,
-        stats.ssd_engine,
-        "O_DIRECT" if stats.ssd_direct else "buffered",
-    )
+    if stats.ssd_state != "waiting":
+        logger.info(
+            "recovered %s blocks (%s) in %.1f s; %s, %s",
+            f"{stats.recovered:,}",
+            _bytes_text(stats.recovered_bytes),
+            stats.recovery_s,
+            stats.ssd_engine,
+            "O_DIRECT" if stats.ssd_direct else "buffered",
+        )
     for fallback in stats.fallbacks:
         logger.warning("%s", fallback)
 

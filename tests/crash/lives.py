@@ -54,6 +54,8 @@ class Counts:
     wrong: int = 0
     promised: int = 0
     missing: int = 0
+    # Cycles of each I/O engine; they take turns.
+    by_engine: dict[str, int] = field(default_factory=dict)
 
 
 class ChildProcess:

@@ -88,7 +88,9 @@ pub struct Stats {
 /// The SSD tier's own counters. In blocks unless the name says bytes, requests or pages.
 #[derive(Clone, Debug, Default)]
 pub struct SsdStats {
-    /// "ok"; "off": too many faults, RAM goes on alone; "probing": about to be trusted again.
+    /// "ok"; "off": too many faults, or the directory could not be opened, RAM goes on alone;
+    /// "probing": about to be trusted again; "waiting": another store has the directory;
+    /// "recovering": what it holds is being taken in.
     pub state: &'static str,
     /// "sim" or "pool".
     pub engine: &'static str,
@@ -167,7 +169,9 @@ pub struct SsdStats {
     pub table_pages_dirty: u64,
     /// Requests that are out.
     pub requests_in_flight: u64,
-    /// Blocks found at open, and their payload.
+    /// Blocks in the directory that count: as many are to come back.
+    pub recovery_all: u64,
+    /// Blocks that came back, and their payload.
     pub recovered: u64,
     /// Their payload.
     pub recovered_bytes: u64,

@@ -279,7 +279,8 @@ fn described<'py>(py: Python<'py>, member: &Inspected) -> PyResult<Bound<'py, Py
     Ok(named)
 }
 
-fn refusal<'py>(py: Python<'py>, error: &Error) -> PyResult<Bound<'py, PyDict>> {
+/// What an error says, as a dict.
+pub fn refusal<'py>(py: Python<'py>, error: &Error) -> PyResult<Bound<'py, PyDict>> {
     let named = PyDict::new(py);
     named.set_item("code", error.code)?;
     named.set_item("message", &error.message)?;

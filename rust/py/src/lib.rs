@@ -7,10 +7,11 @@
 //! no call waits, copies, or looks up more than `FEW_KEYS` keys while attached to the interpreter.
 //!
 //! One file a thing: `keys` and `make_keys`, `tokens`, `memory` (blocks and outs), `store` with its
-//! `handle` and `ssd`, `matched`, `lease`, `stats`; `inspect`; `probe`; `replay`; `options`,
-//! `refuse` and `errors` for what goes wrong.
+//! `handle` and `ssd`, `matched`, `lease`, `stats`; `inspect` and `gc`; `probe`; `replay`;
+//! `options`, `refuse` and `errors` for what goes wrong.
 
 mod errors;
+mod gc;
 mod handle;
 mod inspect;
 mod keys;
@@ -34,6 +35,8 @@ const FEW_KEYS: usize = 8;
 /// The compiled part of keystow; use it through ``import keystow``.
 #[pyo3::pymodule]
 mod _core {
+    #[pymodule_export]
+    use crate::gc::{directories, remove_directory};
     #[pymodule_export]
     use crate::inspect::{ReadOnlyStore, Scrubbed, inspect, open_readonly, verify};
     #[pymodule_export]

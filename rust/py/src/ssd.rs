@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use keystow_core::store::{self as core, SsdConfig};
+use keystow_core::store::{self as core, OnLocked, Progress, SsdConfig};
 use pyo3::intern;
 use pyo3::prelude::*;
 
@@ -26,6 +26,9 @@ pub struct Device {
     seed: u64,
     member: String,
     on_mismatch: String,
+    on_locked: String,
+    lock_wait_s: f64,
+    reclaim: String,
     budget_bytes_per_s: Option<u64>,
 }
 
@@ -41,6 +44,14 @@ impl Device {
             layout: layout.call_method0(intern!(py, "describe"))?.extract()?,
             write_bytes_per_s: self.budget_bytes_per_s,
             reset_on_mismatch: self.on_mismatch == "reset",
+            on_locked: match &*self.on_locked {
+                "ram" => OnLocked::Ram,
+                _ if self.lock_wait_s > 0.0 => {
+                    OnLocked::Wait(options::wait(py, "on_locked", Some(self.lock_wait_s))?)
+                }
+                _ => OnLocked::Fail,
+            },
+            reclaim: self.reclaim == "unlocked",
             ..SsdConfig::new(self.path, self.capacity_bytes)
         })
     }
@@ -52,27 +63,37 @@ const SIGNALS: Duration = Duration::from_millis(100);
 const TOLD: Duration = Duration::from_secs(2);
 
 /// Opens a store; what a signal raises meanwhile ends it, and is raised. `progress` hears of a long
-/// recovery: what is counted, how many are done, how many there are.
+/// recovery: what is counted, how many are done, how many there are; `said` hears sentences for the
+/// log as they come.
 pub fn open(
     py: Python<'_>,
     config: &core::StoreConfig,
     progress: Option<&Bound<'_, PyAny>>,
+    said: Option<&Bound<'_, PyAny>>,
 ) -> PyResult<Arc<core::Store>> {
-    let progress = progress.map(|progress| progress.clone().unbind());
+    let unbind = |call: Option<&Bound<'_, PyAny>>| call.map(|call| call.clone().unbind());
+    let (progress, said) = (unbind(progress), unbind(said));
     let mut raised = None;
     let (mut looked, mut told) = (Instant::now(), Instant::now());
-    let mut watch = |now: core::Progress| {
-        if looked.elapsed() < SIGNALS {
+    let mut watch = |now: Progress| {
+        if looked.elapsed() < SIGNALS && !matches!(now, Progress::Said(_)) {
             return true;
         }
         let heard = Python::attach(|py| {
             py.check_signals()?;
-            let due = progress.as_ref().filter(|_| told.elapsed() >= TOLD);
-            due.map(|progress| {
-                told = Instant::now();
-                progress.call1(py, (now.what, now.done, now.all))
-            })
-            .transpose()
+            match (now, &progress, &said) {
+                (Progress::Said(sentence), _, Some(said)) => {
+                    said.call1(py, (sentence,))?;
+                }
+                (Progress::Recovers { what, done, all }, Some(progress), _)
+                    if told.elapsed() >= TOLD =>
+                {
+                    told = Instant::now();
+                    progress.call1(py, (what, done, all))?;
+                }
+                _ => {}
+            }
+            PyResult::Ok(())
         });
         looked = Instant::now();
         raised = raised.take().or(heard.err());

@@ -26,13 +26,15 @@ macro_rules! stats {
             /// ``open``, ``closed`` or ``poisoned`` (after an internal fault: lookups miss).
             #[pyo3(get)]
             pub(crate) state: &'static str,
-            $($(#[doc = $doc])* #[pyo3(get)] pub(crate) $field: u64,)+
             /// The policy of memory nodes in force and its nodes, such as ``interleave:0-1``; empty
             /// without ``numa=``, and where it was refused (see ``fallbacks``).
             #[pyo3(get)]
             numa: String,
-            /// ``ok``; ``off`` after too many faults (RAM goes on alone); ``probing``: about to be
-            /// trusted again; empty without ``ssd=``.
+            $($(#[doc = $doc])* #[pyo3(get)] pub(crate) $field: u64,)+
+            /// ``ok``; ``off`` after too many faults, or where the directory could not be opened
+            /// (RAM goes on alone); ``probing``: about to be trusted again; ``waiting``: another
+            /// store has the directory; ``recovering``: its blocks are coming in; empty without
+            /// ``ssd=``.
             #[pyo3(get)]
             pub(crate) ssd_state: &'static str,
             /// What does the I/O: ``pool`` or ``sim``.
@@ -58,8 +60,8 @@ macro_rules! stats {
                 let ssd = stats.ssd.unwrap_or_default();
                 Self {
                     state: stats.state,
-                    $($field: stats.$field,)+
                     numa: stats.numa,
+                    $($field: stats.$field,)+
                     ssd_state: ssd.state,
                     ssd_engine: ssd.engine,
                     ssd_direct: ssd.direct,
@@ -78,8 +80,8 @@ macro_rules! stats {
                 let fallbacks = PyTuple::new(py, &self.fallbacks)?;
                 Ok(vec![
                     ("state", self.state.into_bound_py_any(py)?),
-                    $((stringify!($field), self.$field.into_bound_py_any(py)?),)+
                     ("numa", (&self.numa).into_bound_py_any(py)?),
+                    $((stringify!($field), self.$field.into_bound_py_any(py)?),)+
                     ("ssd_state", self.ssd_state.into_bound_py_any(py)?),
                     ("ssd_engine", self.ssd_engine.into_bound_py_any(py)?),
                     ("ssd_direct", self.ssd_direct.into_bound_py_any(py)?),
@@ -231,6 +233,8 @@ stats! {
         ssd_table_pages_dirty: table_pages_dirty,
         /// Requests that are out.
         ssd_requests_in_flight: requests_in_flight,
+        /// Blocks in the directory that count: ``recovered`` of them have come back.
+        recovery_all: recovery_all,
         /// Blocks found on SSD when the store was opened.
         recovered: recovered,
         /// Bytes of them.

@@ -64,8 +64,8 @@ impl Store {
 impl Store {
     #[new]
     #[pyo3(signature = (*, layout, block_bytes, ram_bytes, policy, namespace, salt, deterministic,
-        manual_clock, prefault_now, numa, copy_threads, put_wait_s,
-        io_timeout_s, ssd, progress=None))]
+        manual_clock, prefault_now, numa, copy_threads, put_wait_s, io_timeout_s, ssd,
+        progress=None, said=None))]
     #[expect(clippy::too_many_arguments, reason = "one a named option of the Python facade")]
     fn new(
         py: Python<'_>,
@@ -84,6 +84,7 @@ impl Store {
         io_timeout_s: f64,
         ssd: Option<Device>,
         progress: Option<&Bound<'_, PyAny>>,
+        said: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<Self> {
         let identity = Identity::of(layout, namespace.as_bytes(), &salt.0)?;
         let ssd = ssd.map(|ssd| ssd.config(layout, &identity)).transpose()?;
@@ -100,7 +101,7 @@ impl Store {
             io_timeout: options::wait(py, "io_timeout_s", Some(io_timeout_s))?,
             ssd,
         };
-        let store = ssd::open(py, &config, progress)?;
+        let store = ssd::open(py, &config, progress, said)?;
         let handle = Arc::new(Handle::new(store, identity));
         Ok(Self { handle, layout: layout.clone().unbind(), namespace, policy, ram_bytes })
     }

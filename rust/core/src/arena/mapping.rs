@@ -150,15 +150,23 @@ fn area_of(line: &str) -> Option<(u64, u64)> {
     Some((u64::from_str_radix(start, 16).ok()?, u64::from_str_radix(end, 16).ok()?))
 }
 
+/// Room for so many items, in huge pages if it is large; only what is used of it is touched.
+pub(crate) fn room_for<T>(items: usize) -> Vec<T> {
+    let mut room = Vec::with_capacity(items);
+    prefer_huge_pages(room.spare_capacity_mut());
+    room
+}
+
 /// Asks for huge pages under a large table of ours, best before it is touched. Advice only: where
 /// it is refused, the table works on small pages.
-pub(crate) fn prefer_huge_pages(table: &[u8]) {
-    let start = table.as_ptr().align_offset(PAGE_BYTES);
-    let len = table.len().saturating_sub(start) / PAGE_BYTES * PAGE_BYTES;
+pub(crate) fn prefer_huge_pages<T>(table: &[T]) {
+    let begin = table.as_ptr().cast::<u8>();
+    let start = begin.align_offset(PAGE_BYTES);
+    let len = size_of_val(table).saturating_sub(start) / PAGE_BYTES * PAGE_BYTES;
     if len >= HUGE_PAGE_BYTES as usize {
         // SAFETY: whole pages inside a live borrow; this advice changes no byte of them.
         let _ = unsafe {
-            let pages = table.as_ptr().add(start).cast_mut();
+            let pages = begin.add(start).cast_mut();
             mm::madvise(pages.cast(), len, Advice::LinuxHugepage)
         };
     }

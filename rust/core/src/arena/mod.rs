@@ -34,7 +34,7 @@ use crate::units::{FrameId, NONE};
 
 pub use fork::fork_count;
 pub use limits::{CgroupLimits, CpuLimit, RamLimit, cgroup_limits, ram_limit};
-pub(crate) use mapping::prefer_huge_pages;
+pub(crate) use mapping::{prefer_huge_pages, room_for};
 pub use numa::Numa;
 pub use rows::{Rows, RowsMut};
 pub use team::COPY_THREADS_MAX;
@@ -309,6 +309,25 @@ impl Memory {
     /// the region's owner: an I/O engine is, from submission to completion.
     pub(crate) fn at(&self, region: Region) -> *mut u8 {
         self.0[region.who.0 as usize].checked(region)
+    }
+
+    /// All memory, cut into pieces of at most so many bytes, none across two memories.
+    pub(crate) fn pieces(&self, most: u32) -> Vec<Region> {
+        let of = |arena: &Arc<Arena>| {
+            let (who, bytes) = (arena.who, arena.mapped_bytes());
+            (0..bytes).step_by(most as usize).map(move |offset| Region {
+                who,
+                offset,
+                len: (bytes - offset).min(most.into()) as u32,
+            })
+        };
+        self.0.iter().flat_map(of).collect()
+    }
+
+    /// Whether all pages of a memory are there.
+    pub(crate) fn is_ready(&self, who: MemoryId) -> bool {
+        let arena = &self.0[who.0 as usize];
+        arena.prefault_done() && arena.prefault_bytes() == arena.mapped_bytes()
     }
 }
 

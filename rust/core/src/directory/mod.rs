@@ -198,7 +198,7 @@ impl Directory {
         self.holes.load(Ordering::Relaxed).max(0) as u64
     }
 
-    /// The number of clears so far, and one: 24 bits are used.
+    /// The number of clears so far, and one; the disk's epoch is another count.
     pub(crate) fn epoch(&self) -> u32 {
         self.epoch.load(Ordering::Acquire)
     }

@@ -8,7 +8,7 @@
 
 use super::header::Fields;
 use super::state::{HIDDEN, Kind, SKIPPED, State};
-use super::{Directory, Enter, Entry};
+use super::{Block, Commit, Directory, Enter, Entry, Home};
 use crate::key::Key;
 use crate::sync::Ordering;
 use crate::units::{FrameId, Slot, SsdSlot};
@@ -218,12 +218,8 @@ impl Directory {
         (0..self.used_headers()).map(Slot).filter(dirty).count() as u64
     }
 
-    /// Starts the count of epochs where the one on disk left off; before any block is there.
-    pub(crate) fn set_epoch(&self, epoch: u32) {
-        self.epoch.store(epoch, Ordering::Release);
-    }
-
-    /// Enters a block that was found on SSD, counted with its parent.
+    /// Enters a block that was found on SSD, counted with its parent, or gives its hole these bytes
+    /// back. `None`: its key has a newer copy, or there is no header.
     pub(crate) fn restore(&self, block: &Restored) -> Option<Entry> {
         let fields = Fields {
             key: block.key.words(),
@@ -233,11 +229,27 @@ impl Directory {
             len: block.len,
             epoch: self.epoch() as u16,
         };
-        let Enter::Done(entry) = self.enter(&fields, Kind::Ssd, 0) else { return None };
+        let entry = match self.enter(&fields, Kind::Ssd, 0) {
+            Enter::Done(entry) => {
+                if let Some((parent, _)) = block.parent {
+                    self.header(parent).add_kids(0, 1);
+                }
+                entry
+            }
+            Enter::There(hole) if !hole.resident => self.restore_hole(hole, block)?,
+            Enter::There(_) | Enter::Full => return None,
+        };
         self.header(entry.slot).set_usage(block.usage.0, block.usage.1);
-        if let Some((parent, _)) = block.parent {
-            self.header(parent).add_kids(0, 1);
-        }
+        Some(entry)
+    }
+
+    /// In a store in use: children of the block came before it.
+    fn restore_hole(&self, hole: Entry, block: &Restored) -> Option<Entry> {
+        let Restored { key, parent, ssd, len, .. } = *block;
+        let epoch = self.epoch();
+        let refill = Block { key, parent, home: Home::Ssd(ssd), len, epoch, pins: 1 };
+        let Commit::Stored { entry, .. } = self.refill(hole, &refill) else { return None };
+        self.drop_event_pins(entry.slot);
         Some(entry)
     }
 }

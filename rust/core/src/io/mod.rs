@@ -6,21 +6,24 @@
 //! is the engine's; a short transfer is a normal result and says how many bytes it moved.
 
 mod cached;
+mod choose;
+mod outbox;
 mod pool;
-mod refusal;
 mod sim;
 #[cfg(all(test, not(loom)))]
 mod tests;
+mod uring;
 
 use std::time::Duration;
 
+use rustix::io::Errno;
 use twox_hash::{XxHash3_64, XxHash3_128};
 
 use crate::arena::{Memory, Region};
 
 pub(crate) use cached::cached_pages;
+pub(crate) use choose::{NoEngine, Wanted, choose, try_ring};
 pub(crate) use pool::Pool;
-pub use refusal::io_uring_refusal;
 pub(crate) use sim::{Crash, Sim, SimDisk};
 #[cfg(all(test, not(loom)))]
 pub(crate) use sim::{FailNext, Mishap, PPM, Rng, SimCounts, SimFaults, Snapshot};
@@ -93,6 +96,14 @@ pub(crate) trait Engine: Send + Sync {
     /// bound.
     fn submit(&self, requests: &[Request]);
 
+    /// Carries one request out in this thread and returns its completion, where that is possible
+    /// and soon over; else takes it over like `submit`. It does not go past a deadline that every
+    /// call can keep, and other requests go on meanwhile.
+    fn carry_out(&self, request: &Request) -> Option<Completion> {
+        self.submit(std::slice::from_ref(request));
+        None
+    }
+
     /// Appends what has completed. Waits for the first one, for `wake`, or for `wait`; a simulated
     /// engine moves its clock instead of waiting.
     fn reap(&self, wait: Duration, into: &mut Vec<Completion>);
@@ -100,7 +111,7 @@ pub(crate) trait Engine: Send + Sync {
     /// Ends a `reap` that waits now, or the next one.
     fn wake(&self);
 
-    /// Its name, for people: "sim", "pool".
+    /// Its name, for people: "sim", "pool", "uring".
     fn name(&self) -> &'static str;
 
     /// Whether transfers bypass the page cache.
@@ -128,6 +139,24 @@ fn check(memory: &Memory, request: &Request) {
     assert!((request.op == Op::Sync) == (len == 0), "{len} bytes to move: {request:?}");
     let digest_len = request.digest.map_or(0, |digest| digest.len);
     assert!(digest_len <= len, "a digest over more than is moved: {request:?}");
+}
+
+/// What a request asks to be digested of its bytes; 0 where it asks for nothing.
+fn digest_of(request: &Request, bytes: &[u8]) -> u128 {
+    request.digest.map_or(0, |wanted| digest(wanted.seed, &bytes[..wanted.len as usize]))
+}
+
+/// The end of a request that was never begun.
+fn refusal(request: &Request, errno: Errno) -> Completion {
+    Completion { id: request.id, result: Err(fault_of(errno)), digest: 0 }
+}
+
+fn fault_of(errno: Errno) -> Fault {
+    match errno {
+        Errno::NOSPC | Errno::DQUOT => Fault::Full,
+        Errno::ROFS => Fault::ReadOnly,
+        other => Fault::Io(other.raw_os_error()),
+    }
 }
 
 /// The bytes of a region.

@@ -10,26 +10,23 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use rustix::io::Errno;
 
+use super::outbox::{Crew, Outbox, lock};
 use super::{
-    Completion, Engine, Fault, IO_ALIGN_BYTES, Op, Request, bytes_mut_of, bytes_of, check, digest,
+    Completion, Engine, Fault, IO_ALIGN_BYTES, Op, Request, bytes_mut_of, bytes_of, check,
+    digest_of, fault_of, refusal,
 };
 use crate::arena::{Memory, fork_count};
 
-/// Requests outstanding; one past them ends as EBUSY.
-pub(crate) const OUTSTANDING_MAX: usize = 16_384;
 /// Calls of one transfer that may end in EINTR or EAGAIN.
-const RETRIES_MAX: u32 = 64;
+pub(super) const RETRIES_MAX: u32 = 64;
 /// Between a call that ended in EAGAIN and the next.
 const AGAIN_WAIT: Duration = Duration::from_millis(1);
-/// How long a drop waits for threads that are in a call.
-const CLOSE_WAIT: Duration = Duration::from_secs(1);
 
 /// Threads that read and write.
 pub(crate) struct Pool {
@@ -65,10 +62,8 @@ struct Shared {
     queues: Mutex<Queues>,
     /// Something was queued, a background place came free, or the pool closes.
     work: Condvar,
-    done: Mutex<Done>,
-    /// Something completed, someone woke the reaper, or a thread ended.
-    news: Condvar,
-    outstanding: AtomicUsize,
+    outbox: Arc<Outbox>,
+    crew: Crew,
 }
 
 #[derive(Default)]
@@ -81,13 +76,6 @@ struct Queues {
     closed: bool,
 }
 
-#[derive(Default)]
-struct Done {
-    completions: Vec<Completion>,
-    woken: bool,
-    threads: usize,
-}
-
 impl Pool {
     /// Starts `threads` threads (at least one) on files that are `(open, bypasses the page cache)`.
     ///
@@ -98,10 +86,21 @@ impl Pool {
         memory: Memory,
         threads: usize,
     ) -> io::Result<Self> {
-        Self::with_calls(files, memory, threads, Box::new(System))
+        Self::beside(Arc::default(), files, memory, threads)
+    }
+
+    /// One whose completions go to the outbox of another engine.
+    pub(super) fn beside(
+        outbox: Arc<Outbox>,
+        files: Vec<(OwnedFd, bool)>,
+        memory: Memory,
+        threads: usize,
+    ) -> io::Result<Self> {
+        Self::with_calls(outbox, files, memory, threads, Box::new(System))
     }
 
     fn with_calls(
+        outbox: Arc<Outbox>,
         files: Vec<(OwnedFd, bool)>,
         memory: Memory,
         threads: usize,
@@ -114,20 +113,19 @@ impl Pool {
             memory,
             queues: Mutex::default(),
             work: Condvar::new(),
-            done: Mutex::default(),
-            news: Condvar::new(),
-            outstanding: AtomicUsize::new(0),
+            outbox,
+            crew: Crew::default(),
         });
         let mut pool = Self { shared, threads: Vec::new(), direct, forks_at_birth: fork_count() };
         for _ in 0..threads.max(1) {
             let shared = Arc::clone(&pool.shared);
-            lock(&pool.shared.done).threads += 1;
+            pool.shared.crew.begin();
             let thread =
                 thread::Builder::new().name("keystow-io".to_owned()).spawn(move || shared.serve());
             match thread {
                 Ok(thread) => pool.threads.push(thread),
                 Err(error) => {
-                    lock(&pool.shared.done).threads -= 1;
+                    pool.shared.crew.end();
                     if pool.threads.is_empty() {
                         return Err(error);
                     }
@@ -142,7 +140,13 @@ impl Pool {
 
     /// Requests accepted and not yet handed out by `reap`.
     pub(crate) fn outstanding(&self) -> usize {
-        self.shared.outstanding.load(Ordering::Acquire)
+        self.shared.outbox.outstanding()
+    }
+
+    /// Takes over what another engine has admitted to the outbox they share.
+    pub(super) fn take_over(&self, request: Request) {
+        self.shared.queue(&mut lock(&self.shared.queues), request);
+        self.shared.work.notify_one();
     }
 
     /// Threads that serve it.
@@ -157,12 +161,10 @@ impl Engine for Pool {
         requests.iter().for_each(|request| check(&self.shared.memory, request));
         let mut queues = lock(&self.shared.queues);
         for request in requests {
-            if self.shared.outstanding.fetch_add(1, Ordering::AcqRel) >= OUTSTANDING_MAX {
-                self.shared.complete(refusal(request, Errno::BUSY));
-            } else if request.urgent {
-                queues.urgent.push_back(*request);
+            if self.shared.outbox.admit() {
+                self.shared.queue(&mut queues, *request);
             } else {
-                queues.rest.push_back(*request);
+                self.shared.outbox.complete(refusal(request, Errno::BUSY));
             }
         }
         drop(queues);
@@ -174,21 +176,11 @@ impl Engine for Pool {
     }
 
     fn reap(&self, wait: Duration, into: &mut Vec<Completion>) {
-        let shared = &*self.shared;
-        let idle = |done: &mut Done| done.completions.is_empty() && !done.woken;
-        let mut done = lock(&shared.done);
-        if !wait.is_zero() {
-            let waited = shared.news.wait_timeout_while(done, wait, idle);
-            (done, _) = waited.unwrap_or_else(PoisonError::into_inner);
-        }
-        done.woken = false;
-        shared.outstanding.fetch_sub(done.completions.len(), Ordering::AcqRel);
-        into.append(&mut done.completions);
+        self.shared.outbox.reap(wait, into);
     }
 
     fn wake(&self) {
-        lock(&self.shared.done).woken = true;
-        self.shared.news.notify_all();
+        self.shared.outbox.wake();
     }
 
     fn name(&self) -> &'static str {
@@ -210,10 +202,7 @@ impl Drop for Pool {
         }
         lock(&self.shared.queues).closed = true;
         self.shared.work.notify_all();
-        let busy = |done: &mut Done| done.threads > 0;
-        let done = lock(&self.shared.done);
-        let waited = self.shared.news.wait_timeout_while(done, CLOSE_WAIT, busy);
-        let all_ended = waited.unwrap_or_else(PoisonError::into_inner).0.threads == 0;
+        let all_ended = self.shared.crew.wait();
         for thread in self.threads.drain(..) {
             if all_ended || thread.is_finished() {
                 let _ = thread.join();
@@ -238,10 +227,14 @@ impl Shared {
         while let Some(request) = self.next(was_at_rest) {
             was_at_rest = !request.urgent;
             let completion = self.carry_out(&request);
-            self.complete(completion);
+            self.outbox.complete(completion);
         }
-        lock(&self.done).threads -= 1;
-        self.news.notify_all();
+        self.crew.end();
+    }
+
+    fn queue(&self, queues: &mut Queues, request: Request) {
+        let queue = if request.urgent { &mut queues.urgent } else { &mut queues.rest };
+        queue.push_back(request);
     }
 
     /// Waits for a request that may begin; none once the pool closes. `was_at_rest`: the thread
@@ -270,23 +263,9 @@ impl Shared {
         }
     }
 
-    fn complete(&self, completion: Completion) {
-        let mut done = lock(&self.done);
-        done.completions.push(completion);
-        let first = done.completions.len() == 1;
-        drop(done);
-        // Who was woken for the first takes them all.
-        if first {
-            self.news.notify_all();
-        }
-    }
-
     fn carry_out(&self, request: &Request) -> Completion {
         let Some(file) = self.files.get(request.file.0 as usize) else {
             return refusal(request, Errno::BADF);
-        };
-        let of = |bytes: &[u8]| {
-            request.digest.map_or(0, |wanted| digest(wanted.seed, &bytes[..wanted.len as usize]))
         };
         let (result, digest) = match request.op {
             Op::Read => {
@@ -298,12 +277,12 @@ impl Shared {
                 };
                 let result = transfer(len, read);
                 let whole = result == Ok(len as u32);
-                (result, if whole { of(bytes) } else { 0 })
+                (result, if whole { digest_of(request, bytes) } else { 0 })
             }
             Op::Write => {
                 // SAFETY: as above; nobody writes what an engine writes to disk.
                 let bytes = unsafe { bytes_of(&self.memory, request.region) };
-                let digest = of(bytes);
+                let digest = digest_of(request, bytes);
                 let write =
                     |moved| self.calls.write(file, &bytes[moved..], request.offset + moved as u64);
                 (transfer(bytes.len(), write), digest)
@@ -355,23 +334,6 @@ fn retry(errno: Errno, retries: &mut u32) -> Result<(), Fault> {
         }
         _ => Err(fault_of(errno)),
     }
-}
-
-fn refusal(request: &Request, errno: Errno) -> Completion {
-    Completion { id: request.id, result: Err(fault_of(errno)), digest: 0 }
-}
-
-fn fault_of(errno: Errno) -> Fault {
-    match errno {
-        Errno::NOSPC | Errno::DQUOT => Fault::Full,
-        Errno::ROFS => Fault::ReadOnly,
-        other => Fault::Io(other.raw_os_error()),
-    }
-}
-
-/// The state under these locks is whole between any two statements that change it.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(all(test, not(loom)))]

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::OFlags;
 
+use super::uring::Uring;
 use super::*;
 use crate::arena::{Arena, ArenaConfig, MemoryId, Prefault};
 
@@ -100,6 +101,17 @@ fn on_each_engine(len: u64, pages: u32, check: impl Fn(&dyn Engine, &Memory)) {
             assert_eq!((pool.direct(), pool.threads()), (direct, threads));
             check(&pool, &memory);
             assert_eq!(pool.outstanding(), 0);
+        }
+    }
+    for direct in [false, true] {
+        let Some(file) = scratch(direct, len) else { continue };
+        match Uring::new(vec![(file.into(), direct)], memory.clone()) {
+            Ok(ring) => {
+                assert_eq!(ring.direct(), direct);
+                check(&ring, &memory);
+                assert_eq!(ring.outstanding(), 0);
+            }
+            Err(error) => println!("no ring here: {error}"),
         }
     }
 }

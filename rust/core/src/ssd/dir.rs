@@ -11,6 +11,7 @@
 //!   files are grown with zeros (which no tag matches) or cut, and what stays is not touched.
 //! - Nothing is removed because it is not understood, unless the user asked for a reset.
 //! - An open that fails leaves nothing that was not there before.
+//! - What a removal has begun to take away is no store any more, whenever it stops.
 
 mod faults;
 mod files;
@@ -18,20 +19,29 @@ mod list;
 mod lock;
 mod place;
 mod probe;
+mod reclaim;
+mod remove;
+mod scratch;
 mod state;
 #[cfg(all(test, not(loom)))]
 mod tests;
 
-pub(crate) use list::{Listed, list};
+pub(crate) use faults::HELD;
+pub(crate) use list::{Listed, list, list_all};
 pub(crate) use lock::LockGuard;
+pub(crate) use place::{hex, unhex};
 pub use probe::{DirProbe, Failed, probe_directory};
+pub(crate) use remove::{may_be_removed, remove};
+pub(crate) use scratch::scratch;
 
 use crate::error::{Error, ErrorKind};
 use crate::ssd::format::{self, Super};
 use faults::{broken, layout_too_long, nothing_there, too_many_files, too_small};
-use files::{Fallocate, Files, Folder};
-use place::Place;
-use state::{reset, survey, understand, warn_of_change, write_layout};
+use files::{Disk, Files, Folder};
+use place::{Place, REMOVED_MAX};
+use reclaim::Reclaim;
+use rustix::io::Errno;
+use state::{LAYOUT, reset, survey, understand, warn_of_change, write_layout};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
@@ -55,12 +65,33 @@ pub(crate) struct DirConfig<'a> {
     pub(crate) stride_bytes: u32,
     /// Starts afresh where what is there is of another layout, another format or broken.
     pub(crate) reset_on_mismatch: bool,
+    /// Where room is short, removes other directories under the root that nobody has open.
+    pub(crate) reclaim: bool,
     /// To look: no lock, no change.
     pub(crate) read_only: bool,
     /// Slots of each file but the last when the directory is new; 0 is the default.
     pub(crate) slots_a_file: u32,
     /// Bypass the page cache where the file system can.
     pub(crate) direct: bool,
+}
+
+impl<'a> DirConfig<'a> {
+    /// To look at a directory, whatever it holds: nothing is asked of it.
+    pub(crate) fn to_look(root: &'a Path, fingerprint: [u8; 16], member: &'a str) -> Self {
+        Self {
+            root,
+            fingerprint,
+            member,
+            layout_json: "",
+            capacity_bytes: 0,
+            stride_bytes: 0,
+            reset_on_mismatch: false,
+            reclaim: false,
+            read_only: true,
+            slots_a_file: 0,
+            direct: false,
+        }
+    }
 }
 
 /// An open directory.
@@ -169,27 +200,51 @@ fn slots_number(name: &str) -> Option<u32> {
 
 /// Opens a directory: as its owner, or to look.
 pub(crate) fn open(config: &DirConfig<'_>) -> Result<Opened, Error> {
-    open_with(config, files::fallocate)
+    open_on(config, Disk::REAL)
 }
 
-fn open_with(config: &DirConfig<'_>, fallocate: Fallocate) -> Result<Opened, Error> {
+fn open_on(config: &DirConfig<'_>, disk: Disk) -> Result<Opened, Error> {
     check(config)?;
-    let mut notes = Notes::default();
-    let place = Place::enter(config, &mut notes)?;
-    let at =
-        Folder { folder: place.folder.as_fd(), path: &place.path, read_only: config.read_only };
-    if config.read_only {
-        return look(config, &at, notes);
-    }
-    let lock = match LockGuard::take(at.folder, at.path) {
-        Ok(lock) => lock,
-        Err(error) => {
-            place.unmake();
-            return Err(error);
+    let mut reclaim = Reclaim::new(config, disk);
+    let opened = loop {
+        match attempt(config, disk, &mut reclaim) {
+            // Not even room for a directory or LOCK.
+            Err(error) if is_full(&error) && reclaim.make_room_in_root() => {}
+            other => break other,
         }
     };
-    match own(config, &at, fallocate, notes) {
-        Ok(opened) => Ok(Opened { lock: Some(lock), ..opened }),
+    match opened {
+        Ok(mut opened) => {
+            opened.warnings.extend(reclaim.said);
+            Ok(opened)
+        }
+        Err(error) => Err(reclaim.named(error)),
+    }
+}
+
+/// Whether a system call failed for room.
+fn is_full(error: &Error) -> bool {
+    let is = |errno: Errno| error.context.contains(&("errno", errno.raw_os_error().to_string()));
+    is(Errno::NOSPC) || is(Errno::DQUOT)
+}
+
+fn attempt(config: &DirConfig<'_>, disk: Disk, reclaim: &mut Reclaim<'_>) -> Result<Opened, Error> {
+    let (place, lock, notes) = match enter(config)? {
+        (place, Some(lock), notes) => (place, lock, notes),
+        (place, None, notes) => {
+            return look(config, &Folder::of(&place, true), notes);
+        }
+    };
+    let at = Folder::of(&place, false);
+    match own(config, &at, disk, reclaim, notes) {
+        Ok(mut opened) => {
+            if let Err(errno) = lock.touch() {
+                let why = std::io::Error::from(errno);
+                let path = at.path.display();
+                opened.warnings.push(format!("{path}: the time of LOCK stays as it was ({why})."));
+            }
+            Ok(Opened { lock: Some(lock), ..opened })
+        }
         Err(error) => {
             lock.unmake(at.folder);
             drop(lock);
@@ -197,6 +252,33 @@ fn open_with(config: &DirConfig<'_>, fallocate: Fallocate) -> Result<Opened, Err
             Err(error)
         }
     }
+}
+
+/// Enters the directory and locks it, unless it is only to be looked at.
+fn enter(config: &DirConfig<'_>) -> Result<(Place, Option<LockGuard>, Notes), Error> {
+    for _ in 0..REMOVED_MAX {
+        let mut notes = Notes::default();
+        let place = Place::enter(config, &mut notes)?;
+        if config.read_only {
+            return Ok((place, None, notes));
+        }
+        let taken = LockGuard::take(place.folder.as_fd(), &place.path);
+        // Who removes a directory takes its name away first: that lock is none, of whomever.
+        if place.is_there(config.member)? {
+            return match taken {
+                Ok(lock) => Ok((place, Some(lock), notes)),
+                Err(error) => {
+                    place.unmake();
+                    Err(error)
+                }
+            };
+        }
+        if let Ok(lock) = taken {
+            lock.unmake(place.folder.as_fd());
+        }
+        place.unmake();
+    }
+    Err(faults::failed("open", &config.root.join(hex(&config.fingerprint)), Errno::NOENT))
 }
 
 /// What can be refused before anything is touched.
@@ -222,7 +304,8 @@ fn check(config: &DirConfig<'_>) -> Result<(), Error> {
 fn own(
     config: &DirConfig<'_>,
     at: &Folder<'_>,
-    fallocate: Fallocate,
+    disk: Disk,
+    reclaim: &mut Reclaim<'_>,
     mut notes: Notes,
 ) -> Result<Opened, Error> {
     let (found, survey) = match understand(config, at, &mut notes) {
@@ -242,10 +325,11 @@ fn own(
     for file in survey.slots_files.into_iter().filter(|file| *file >= shape.files()) {
         at.remove(&slots_name(file))?;
     }
-    let mut files = Files::new(*at, fallocate);
-    write_layout(config, at, &mut files, found.is_some(), &mut notes)?;
+    let mut files = Files::new(*at, disk, reclaim);
     files.cut(&parts)?;
-    files.check_room(&parts)?;
+    let layout = (LAYOUT.to_owned(), config.layout_json.len() as u64);
+    files.check_room(&[&parts[..], &[layout]].concat())?;
+    write_layout(config, at, &mut files, found.is_some(), &mut notes)?;
     let mut descriptors = Vec::with_capacity(parts.len());
     for (name, want) in &parts {
         descriptors.push(files.fit(name, *want, &mut notes)?);

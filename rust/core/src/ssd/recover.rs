@@ -3,12 +3,20 @@
 //! Owns: which records count, which one of a key wins, who is whose parent, who is oldest. Never
 //! does: I/O, or trust a record. Invariants: every record that is not free ends either among the
 //! blocks or among the slots to blank; a block's parent stands before it; a key stands once; any
-//! records at all, circles and lies included, take O(n log n) and no recursion.
+//! records at all, circles and lies included, take O(n) and no recursion; one step looks at no more
+//! records than it is allowed, and the plan is the same however many that are.
+
+mod ages;
+mod chains;
+mod index;
 
 use super::format::{Record, epoch_of};
+use crate::arena::{prefer_huge_pages, room_for};
 use crate::key::Key;
 use crate::units::{NONE, SsdSlot};
-use std::hash::{BuildHasher, RandomState};
+use ages::Ages;
+use chains::{Chains, LOSER};
+use index::{AHEAD, Index, candidate};
 
 /// A block's parent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,234 +72,256 @@ pub(crate) struct Plan {
     pub(crate) epoch_max: u32,
 }
 
-/// Sorts records out. Those of `clear_epoch` or before are void, as are those that no writer would
-/// have written for blocks of at most `block_bytes`.
+/// Sorts records out at once: a [`Sorter`] run to its end.
 pub(crate) fn plan(
-    records: impl Iterator<Item = (SsdSlot, Record)>,
+    mut records: impl Iterator<Item = (SsdSlot, Record)>,
     clear_epoch: u32,
     block_bytes: u32,
 ) -> Plan {
-    let mut plan = Plan::default();
-    let mut found = candidates(records, clear_epoch, block_bytes, &mut plan);
-    let (index, mut depths) = winners(&found, &mut plan);
-    let mut links = links(&found, &index);
-    drop(index);
-    let order = heads_first(&mut found, &mut links, &mut depths, &mut plan.counts);
-    enter(&found, &links, &order, &depths, &mut plan);
-    plan
+    let records_max = records.size_hint().1.unwrap_or(0);
+    let mut sorter = Sorter::new(records_max, clear_epoch, block_bytes);
+    while !sorter.step(&mut records, usize::MAX) {}
+    sorter.finish()
 }
 
-/// Those that may count, in the order of their slots, each with its parent as missing.
-fn candidates(
-    records: impl Iterator<Item = (SsdSlot, Record)>,
+/// What a sorter is doing, in this order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// Which records may count.
+    Candidates,
+    /// Which one of each key does.
+    Winners,
+    /// Who is whose parent.
+    Links,
+    /// Parents before children.
+    Chains,
+    /// The blocks, in that order.
+    Blocks,
+    /// Who is oldest.
+    Ages,
+    Done,
+}
+
+/// Sorts records out, a piece at a time.
+pub(crate) struct Sorter {
     clear_epoch: u32,
     block_bytes: u32,
-    plan: &mut Plan,
-) -> Vec<Found> {
-    let mut found = Vec::with_capacity(records.size_hint().1.unwrap_or(0));
-    for (slot, record) in records {
-        if record.is_free() {
-            continue;
-        }
-        let epoch = epoch_of(record.generation);
-        if !record.is_sane(block_bytes) {
-            plan.counts.insane += 1;
-            plan.blank.push(slot);
-            continue;
-        }
-        plan.epoch_max = plan.epoch_max.max(epoch);
-        if epoch <= clear_epoch {
-            plan.counts.stale += 1;
-            plan.blank.push(slot);
-            continue;
-        }
-        found.push(Found {
-            key: record.key,
-            parent: record.parent().map(Parent::Missing),
-            slot,
-            len: record.len,
-            generation: record.generation,
-            last_use: record.last_use,
-            hits: record.hits,
-            priority: record.priority,
-        });
-    }
-    found
+    records_max: usize,
+    stage: Stage,
+    /// Records told so far.
+    told: usize,
+    /// Those that may count, in the order of their slots, each with its parent as missing.
+    found: Vec<Found>,
+    index: Index,
+    chains: Chains,
+    /// Where the candidates stand among the blocks, as far as they do.
+    places: Vec<u32>,
+    ages: Ages,
+    plan: Plan,
 }
 
-/// So far ahead a cell is asked for before its key is looked for.
-const AHEAD: usize = 16;
-
-/// Candidates by key: open addressing, at most half full.
-struct Index {
-    /// {hash 32, candidate + 1 32}; 0 is empty.
-    cells: Vec<u64>,
-    /// Drawn anew each time, so that no set of keys collides in every plan; no plan depends on it.
-    secret: [u64; 2],
-}
-
-impl Index {
-    fn new(candidates: usize) -> Self {
-        let draw = |_| RandomState::new().hash_one(0);
-        let cells = vec![0_u64; (2 * candidates).next_power_of_two()];
-        crate::arena::prefer_huge_pages(zerocopy::IntoBytes::as_bytes(cells.as_slice()));
-        Self { cells, secret: std::array::from_fn(draw) }
+impl Sorter {
+    /// For at most so many records. Those of `clear_epoch` or before are void, as are those that no
+    /// writer would have written for blocks of at most `block_bytes`.
+    pub(crate) fn new(records_max: usize, clear_epoch: u32, block_bytes: u32) -> Self {
+        Self {
+            clear_epoch,
+            block_bytes,
+            records_max,
+            stage: Stage::Candidates,
+            told: 0,
+            found: room_for(records_max),
+            index: Index::default(),
+            chains: Chains::default(),
+            places: Vec::new(),
+            ages: Ages::default(),
+            plan: Plan::default(),
+        }
     }
 
-    fn hash(&self, key: &Key) -> u64 {
-        let [low, high] = key.words();
-        let product = u128::from(low ^ self.secret[0]) * u128::from(high ^ self.secret[1]);
-        (product >> 64) as u64 ^ product as u64
+    /// Goes on: looks at no more than `most` records, candidates or blocks, once each. `records`
+    /// are those behind the first `told`. True where all is done.
+    pub(crate) fn step(
+        &mut self,
+        records: impl Iterator<Item = (SsdSlot, Record)>,
+        most: usize,
+    ) -> bool {
+        let most = most.max(1);
+        let done = match self.stage {
+            Stage::Candidates => self.candidates(records, most),
+            Stage::Winners => self.winners(most),
+            Stage::Links => self.links(most),
+            Stage::Chains => self.chains.step(&mut self.found, most),
+            Stage::Blocks => self.blocks(most),
+            Stage::Ages => self.ages.step(most),
+            Stage::Done => true,
+        };
+        if done {
+            self.stage = self.end_stage();
+        }
+        self.stage == Stage::Done
     }
 
-    /// Loads the cell of a key that will be looked for soon.
-    fn fetch(&self, key: &Key) {
-        std::hint::black_box(self.cells[self.hash(key) as usize & (self.cells.len() - 1)]);
-    }
-
-    /// The cell of a key and what is in it; else the empty cell for it, and what to put there.
-    fn cell(&self, found: &[Found], key: &Key) -> (usize, u64) {
-        let hash = self.hash(key);
-        let mut at = hash as usize & (self.cells.len() - 1);
-        loop {
-            let cell = self.cells[at];
-            if cell == 0 {
-                return (at, hash & u64::MAX << 32);
+    /// Makes ready for the next stage.
+    fn end_stage(&mut self) -> Stage {
+        let candidates = self.found.len();
+        match self.stage {
+            Stage::Candidates => {
+                self.index = Index::new(candidates);
+                self.chains = Chains::new(candidates);
+                Stage::Winners
             }
-            if (cell ^ hash) >> 32 == 0 && found[candidate(cell) as usize].key == *key {
-                return (at, cell);
+            Stage::Winners => Stage::Links,
+            Stage::Links => {
+                self.index = Index::default();
+                Stage::Chains
             }
-            at = (at + 1) & (self.cells.len() - 1);
+            Stage::Chains => {
+                self.plan.counts.cycles = self.chains.cycles;
+                self.plan.blocks = room_for(self.chains.order.len());
+                self.places = vec![0; candidates];
+                prefer_huge_pages(&self.places);
+                self.ages = Ages::new(self.chains.order.len());
+                Stage::Blocks
+            }
+            Stage::Blocks => {
+                self.plan.counts.live = self.plan.blocks.len() as u32;
+                (self.found, self.places, self.chains) = Default::default();
+                self.ages.begin();
+                Stage::Ages
+            }
+            Stage::Ages | Stage::Done => Stage::Done,
         }
     }
-}
 
-/// Whom a cell names; `NONE` if nobody.
-fn candidate(cell: u64) -> u32 {
-    (cell as u32).wrapping_sub(1)
-}
-
-/// The candidate of the highest generation of each key. The depths say who won: `UNSEEN` yet, or a
-/// `LOSER`.
-fn winners(found: &[Found], plan: &mut Plan) -> (Index, Vec<u32>) {
-    let mut index = Index::new(found.len());
-    let mut depths = vec![UNSEEN; found.len()];
-    for (this, block) in found.iter().enumerate() {
-        if let Some(soon) = found.get(this + AHEAD) {
-            index.fetch(&soon.key);
-        }
-        let (at, cell) = index.cell(found, &block.key);
-        let mut loser = candidate(cell);
-        if loser == NONE || block.generation > found[loser as usize].generation {
-            index.cells[at] = cell & u64::MAX << 32 | (this as u64 + 1);
-        } else {
-            loser = this as u32;
-        }
-        if loser != NONE {
-            depths[loser as usize] = LOSER;
-            plan.counts.losers += 1;
-            plan.blank.push(found[loser as usize].slot);
-        }
+    /// Records told so far: the next ones are behind them.
+    pub(crate) fn told(&self) -> usize {
+        self.told
     }
-    (index, depths)
-}
 
-/// The candidate that is each one's parent; `NONE` where there is none.
-fn links(found: &[Found], index: &Index) -> Vec<u32> {
-    let parent_of = |block: &Found| match block.parent {
-        Some(Parent::Missing(parent)) => Some(parent),
-        _ => None,
-    };
-    let link = |(at, block)| {
-        if let Some(soon) = found.get(at + AHEAD).and_then(parent_of) {
-            index.fetch(&soon);
+    /// How far it is, in records of those there may be.
+    pub(crate) fn progress(&self) -> (u64, u64) {
+        let (candidates, blocks) = (self.found.len(), self.plan.blocks.len());
+        let (done, of) = match self.stage {
+            Stage::Candidates => (self.told, self.records_max),
+            Stage::Winners => (self.chains.depths.len(), candidates),
+            Stage::Links => (self.chains.links.len(), candidates),
+            Stage::Chains => (self.chains.order.len(), candidates),
+            Stage::Blocks => (blocks, self.chains.order.len()),
+            Stage::Ages => self.ages.progress(),
+            Stage::Done => (0, 1),
+        };
+        let all = self.records_max as u64;
+        let within = all * (done as u64).min(of as u64) / (of as u64).max(1);
+        ((all * self.stage as u64 + within) / Stage::Done as u64, all)
+    }
+
+    /// The plan; all is done.
+    pub(crate) fn finish(self) -> Plan {
+        debug_assert_eq!(self.stage, Stage::Done, "`step` has said so");
+        Plan { by_age: self.ages.by_age, ..self.plan }
+    }
+
+    fn candidates(
+        &mut self,
+        records: impl Iterator<Item = (SsdSlot, Record)>,
+        most: usize,
+    ) -> bool {
+        let mut seen = 0;
+        for (slot, record) in records.take(most) {
+            seen += 1;
+            if record.is_free() {
+                continue;
+            }
+            let epoch = epoch_of(record.generation);
+            if !record.is_sane(self.block_bytes) {
+                self.plan.counts.insane += 1;
+                self.plan.blank.push(slot);
+                continue;
+            }
+            self.plan.epoch_max = self.plan.epoch_max.max(epoch);
+            if epoch <= self.clear_epoch {
+                self.plan.counts.stale += 1;
+                self.plan.blank.push(slot);
+                continue;
+            }
+            self.found.push(Found {
+                key: record.key,
+                parent: record.parent().map(Parent::Missing),
+                slot,
+                len: record.len,
+                generation: record.generation,
+                last_use: record.last_use,
+                hits: record.hits,
+                priority: record.priority,
+            });
         }
-        parent_of(block).map_or(NONE, |parent| candidate(index.cell(found, &parent).1))
-    };
-    found.iter().enumerate().map(link).collect()
-}
+        self.told += seen;
+        seen < most
+    }
 
-const UNSEEN: u32 = u32::MAX;
-const ON_PATH: u32 = u32::MAX - 1;
-const LOSER: u32 = u32::MAX - 2;
-const _: () = assert!(super::format::SLOTS_MAX < LOSER);
-
-/// The winners, each behind its parent and else in the order of the slots, which is mostly that of
-/// the chains. Fills in each one's distance from the first block of its piece. A circle of parents
-/// (keys that were removed and put again in another order) is cut above its oldest block: what was
-/// written before its parent can't have been born under it.
-fn heads_first(
-    found: &mut [Found],
-    links: &mut [u32],
-    depths: &mut [u32],
-    counts: &mut Counts,
-) -> Vec<u32> {
-    let mut order = Vec::with_capacity(links.len());
-    let mut path: Vec<u32> = Vec::new();
-    for start in 0..links.len() as u32 {
-        let mut at = if depths[start as usize] == LOSER { NONE } else { start };
-        let mut depth = 0;
-        while at != NONE {
-            match depths[at as usize] {
-                UNSEEN => {
-                    depths[at as usize] = ON_PATH;
-                    path.push(at);
-                    at = links[at as usize];
-                }
-                ON_PATH => {
-                    cut(found, links, &path, at);
-                    counts.cycles += 1;
-                    // The path is walked once more; it leads into no other circle.
-                    path.drain(..).for_each(|node| depths[node as usize] = UNSEEN);
-                    at = start;
-                }
-                above => {
-                    depth = above + 1;
-                    break;
-                }
+    /// The candidate of the highest generation of each key. The depths say who lost.
+    fn winners(&mut self, most: usize) -> bool {
+        let found = &self.found;
+        let first = self.chains.depths.len();
+        let end = found.len().min(first.saturating_add(most));
+        for this in first..end {
+            let block = &found[this];
+            if let Some(soon) = found.get(this + AHEAD) {
+                self.index.fetch(&soon.key);
+            }
+            let (at, cell) = self.index.cell(found, &block.key);
+            let mut loser = candidate(cell);
+            if loser == NONE || block.generation > found[loser as usize].generation {
+                self.index.cells[at] = cell & u64::MAX << 32 | (this as u64 + 1);
+            } else {
+                loser = this as u32;
+            }
+            self.chains.depths.push(chains::UNSEEN);
+            if loser != NONE {
+                self.chains.depths[loser as usize] = LOSER;
+                self.plan.counts.losers += 1;
+                self.plan.blank.push(found[loser as usize].slot);
             }
         }
-        while let Some(node) = path.pop() {
-            depths[node as usize] = depth;
-            depth += 1;
-            order.push(node);
-        }
+        end == found.len()
     }
-    order
-}
 
-/// Makes the oldest block of the circle that `path` ends in, from `at` on, the first of its chain.
-fn cut(found: &mut [Found], links: &mut [u32], path: &[u32], at: u32) {
-    let circle = path.iter().rev().scan(false, |over, node| {
-        let in_it = !*over;
-        *over = *node == at;
-        in_it.then_some(*node)
-    });
-    if let Some(oldest) = circle.min_by_key(|node| found[*node as usize].generation) {
-        links[oldest as usize] = NONE;
-        found[oldest as usize].parent = None;
+    /// The candidate that is each one's parent; `NONE` where there is none.
+    fn links(&mut self, most: usize) -> bool {
+        let parent_of = |block: &Found| match block.parent {
+            Some(Parent::Missing(parent)) => Some(parent),
+            _ => None,
+        };
+        let (found, index) = (&self.found, &self.index);
+        let first = self.chains.links.len();
+        let end = found.len().min(first.saturating_add(most));
+        self.chains.links.extend((first..end).map(|at| {
+            if let Some(soon) = found.get(at + AHEAD).and_then(parent_of) {
+                index.fetch(&soon);
+            }
+            parent_of(&found[at]).map_or(NONE, |parent| candidate(index.cell(found, &parent).1))
+        }));
+        end == found.len()
     }
-}
 
-/// Fills in the blocks in this order, and their order of age.
-fn enter(found: &[Found], links: &[u32], order: &[u32], depths: &[u32], plan: &mut Plan) {
-    let mut places = vec![NONE; found.len()];
-    let mut ages: Vec<u128> = Vec::with_capacity(order.len());
-    plan.blocks.reserve_exact(order.len());
-    for (place, &index) in order.iter().enumerate() {
-        places[index as usize] = place as u32;
-        let mut block = found[index as usize];
-        match links[index as usize] {
-            NONE => plan.counts.orphans += u32::from(block.parent.is_some()),
-            parent => block.parent = Some(Parent::Block(places[parent as usize])),
+    /// Fills in the blocks in their order, and what their order of age is made of.
+    fn blocks(&mut self, most: usize) -> bool {
+        let Chains { order, links, depths, .. } = &self.chains;
+        let first = self.plan.blocks.len();
+        let end = order.len().min(first.saturating_add(most));
+        for (place, &index) in order.iter().enumerate().take(end).skip(first) {
+            self.places[index as usize] = place as u32;
+            let mut block = self.found[index as usize];
+            match links[index as usize] {
+                NONE => self.plan.counts.orphans += u32::from(block.parent.is_some()),
+                parent => block.parent = Some(Parent::Block(self.places[parent as usize])),
+            }
+            self.ages.push(&block, depths[index as usize], place as u32);
+            self.plan.blocks.push(block);
         }
-        let age = u128::from(block.last_use) << 8 | u128::from(block.hits);
-        ages.push(age << 64 | u128::from(!depths[index as usize]) << 32 | place as u128);
-        plan.blocks.push(block);
+        end == order.len()
     }
-    plan.counts.live = plan.blocks.len() as u32;
-    ages.sort_unstable();
-    plan.by_age = ages.into_iter().map(|age| age as u32).collect();
 }
 
 #[cfg(all(test, not(loom)))]

@@ -79,11 +79,16 @@ impl Table {
         &self.image()[slot.index()]
     }
 
+    /// The records of all slots from `first` on, free ones included.
+    pub(crate) fn records_from(&self, first: usize) -> impl Iterator<Item = (SsdSlot, Record)> {
+        let records = self.image().iter().enumerate().skip(first);
+        records.map(|(slot, record)| (SsdSlot(slot as u32), *record))
+    }
+
     /// The records of all slots that are not free.
+    #[cfg(test)]
     pub(crate) fn records(&self) -> impl Iterator<Item = (SsdSlot, Record)> {
-        let all = self.image().iter().enumerate();
-        all.filter(|(_, record)| !record.is_free())
-            .map(|(slot, record)| (SsdSlot(slot as u32), *record))
+        self.records_from(0).filter(|(_, record)| !record.is_free())
     }
 
     pub(crate) fn set(&mut self, slot: SsdSlot, record: Record, now_us: u64) {

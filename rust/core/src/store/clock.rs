@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// A clock.
 pub(super) enum Clock {
@@ -28,6 +28,14 @@ impl Clock {
         match self {
             Self::Real(begun) => u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX),
             Self::Manual(now) => now.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Lets so much time go by, where no engine does.
+    pub(super) fn pass(&self, wait: Duration) {
+        match self {
+            Self::Real(_) => std::thread::sleep(wait),
+            Self::Manual(_) => self.advance(u64::try_from(wait.as_micros()).unwrap_or(u64::MAX)),
         }
     }
 

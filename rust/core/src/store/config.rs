@@ -53,6 +53,8 @@ pub enum EngineKind {
     Auto,
     /// Threads that read and write.
     Pool,
+    /// One thread and a ring of the kernel's.
+    Uring,
     /// A simulated disk in memory: virtual time, seeded. Needs a deterministic store with a manual
     /// clock.
     Sim,
@@ -60,13 +62,25 @@ pub enum EngineKind {
 
 impl EngineKind {
     /// The names that `parse` knows.
-    pub const NAMES: &'static [&'static str] = &["auto", "pool", "sim"];
+    pub const NAMES: &'static [&'static str] = &["auto", "pool", "uring", "sim"];
 
     /// The engine of this name.
     pub fn parse(name: &str) -> Option<Self> {
-        let all = [Self::Auto, Self::Pool, Self::Sim];
+        let all = [Self::Auto, Self::Pool, Self::Uring, Self::Sim];
         all.into_iter().zip(Self::NAMES).find_map(|(kind, of)| (name == *of).then_some(kind))
     }
+}
+
+/// What an open does where another store has the directory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnLocked {
+    /// It fails.
+    #[default]
+    Fail,
+    /// It waits so long at most, then it fails.
+    Wait(Duration),
+    /// The store begins in RAM, and takes the directory when it is free.
+    Ram,
 }
 
 /// An SSD tier.
@@ -90,6 +104,11 @@ pub struct SsdConfig {
     pub write_bytes_per_s: Option<u64>,
     /// Start afresh where the directory is of another format or layout, or broken.
     pub reset_on_mismatch: bool,
+    /// What to do where another store has the directory.
+    pub on_locked: OnLocked,
+    /// Where room is short at open, remove other directories under the root that nobody has open,
+    /// the least recently opened first, until it is enough.
+    pub reclaim: bool,
     /// Slots of one file; 0 is the default.
     pub slots_a_file: u32,
 }
@@ -107,6 +126,8 @@ impl SsdConfig {
             layout: String::new(),
             write_bytes_per_s: None,
             reset_on_mismatch: false,
+            on_locked: OnLocked::default(),
+            reclaim: false,
             slots_a_file: 0,
         }
     }

@@ -5,10 +5,11 @@
 //! lock; in deterministic mode there is no thread: who waits drives; a wait has a deadline.
 
 use super::Store;
+use super::attach::{Next, Phase, PhaseCell};
 use crate::io::{Completion, Engine, Request};
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError, Weak};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -16,8 +17,11 @@ use std::time::Duration;
 const TICK_US: u64 = 50_000;
 
 /// What waits and wakes around one engine.
+#[derive(Default)]
 pub(super) struct Driver {
-    pub(super) engine: Box<dyn Engine>,
+    /// There once the tier's files are.
+    engine: OnceLock<Box<dyn Engine>>,
+    pub(super) phase: PhaseCell,
     /// Callers that wait for the tier; a step that finds none wakes nobody.
     waiting: AtomicU64,
     steps: Mutex<u64>,
@@ -27,25 +31,24 @@ pub(super) struct Driver {
 }
 
 impl Driver {
-    pub(super) fn new(engine: Box<dyn Engine>) -> Self {
-        Self {
-            engine,
-            waiting: AtomicU64::new(0),
-            steps: Mutex::new(0),
-            stepped: Condvar::new(),
-            stopped: AtomicBool::new(false),
-            thread: Mutex::new(None),
-        }
+    pub(super) fn engine(&self) -> Option<&dyn Engine> {
+        self.engine.get().map(AsRef::as_ref)
+    }
+
+    /// The files are there: this one moves their bytes. Once in a driver's life.
+    pub(super) fn set_engine(&self, engine: Box<dyn Engine>) {
+        let first = self.engine.set(engine).is_ok();
+        debug_assert!(first, "a tier is taken once");
     }
 
     /// Hands requests over, if there are any.
     pub(super) fn submit(&self, requests: &[Request]) {
-        if !requests.is_empty() {
-            self.engine.submit(requests);
+        if let Some(engine) = self.engine().filter(|_| !requests.is_empty()) {
+            engine.submit(requests);
         }
     }
 
-    fn note_step(&self) {
+    pub(super) fn note_step(&self) {
         // SeqCst, as in `wait`: either the waiter sees what this step did, or this sees it wait.
         if self.waiting.load(Ordering::SeqCst) > 0 {
             *self.steps.lock().unwrap_or_else(PoisonError::into_inner) += 1;
@@ -56,11 +59,14 @@ impl Driver {
     /// Ends the thread. What is out stays with the engine.
     pub(super) fn stop(&self) {
         self.stopped.store(true, Ordering::Release);
-        self.engine.wake();
+        if let Some(engine) = self.engine() {
+            engine.wake();
+        }
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(thread) = thread
             && thread.thread().id() != std::thread::current().id()
         {
+            thread.thread().unpark();
             // A panic in it has poisoned the store, which says so.
             drop(thread.join());
         }
@@ -78,12 +84,17 @@ impl Driver {
     fn run(&self, store: &Weak<Store>) {
         let (mut reaped, mut wait) = (Vec::new(), Duration::ZERO);
         while !self.stopped.load(Ordering::Acquire) {
-            self.engine.reap(wait, &mut reaped);
+            // What is read while the tier is taken is reaped there.
+            match (self.phase.get(), self.engine()) {
+                (Phase::Settled | Phase::Entering, Some(engine)) => engine.reap(wait, &mut reaped),
+                (Phase::Off, _) => return,
+                _ => std::thread::park_timeout(wait),
+            }
             let Some(store) = store.upgrade() else { return };
             if store.is_poisoned() {
                 return;
             }
-            wait = store.pump(&mut reaped);
+            wait = store.go_on(&mut reaped);
         }
     }
 }
@@ -116,13 +127,31 @@ impl Store {
         wait
     }
 
+    /// Goes on with taking the tier where that is not over, and with what the tier has to do. How
+    /// long nothing will be to do, but for completions.
+    fn go_on(&self, reaped: &mut Vec<Completion>) -> Duration {
+        match self.attach_some(Duration::from_micros(TICK_US)) {
+            Next::Later(wait) => wait,
+            Next::Alone => Duration::ZERO,
+            Next::Beside => {
+                self.pump(reaped);
+                Duration::ZERO
+            }
+            Next::Over => self.pump(reaped),
+        }
+    }
+
     /// One turn in the caller's thread: for deterministic stores, and before the thread runs.
     /// How long nothing will be to do after it, but for completions.
     pub(super) fn turn(&self, wait: Duration) -> Duration {
         let Some(driver) = &self.driver else { return Duration::MAX };
         let mut reaped = Vec::new();
-        driver.engine.reap(wait, &mut reaped);
-        self.pump(&mut reaped)
+        match driver.engine() {
+            Some(engine) if driver.phase.get() != Phase::Taking => engine.reap(wait, &mut reaped),
+            Some(_) => {}
+            None => self.parts.clock.pass(wait),
+        }
+        self.go_on(&mut reaped)
     }
 
     /// The bookkeeping's part of the tier at the end of a call: starts what can be started.

@@ -8,7 +8,7 @@ use super::keeper::Budget;
 use super::tier::{End, Round, Tier, With};
 use super::{Closed, Store};
 use crate::error::{Error, ErrorKind};
-use crate::io::Crash;
+use crate::io::{Crash, Op, Request};
 use crate::policy::Policy;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -34,13 +34,41 @@ impl Store {
     ) -> Option<R> {
         let driver = self.driver.as_ref()?;
         let mut requests = Vec::new();
+        let done = self.keep_tier(&mut requests, work);
+        driver.submit(&requests);
+        done
+    }
+
+    /// The same for one read that the caller will wait for: done in this thread, where the engine
+    /// can, which saves the way through two others.
+    pub(super) fn with_tier_at_once<R>(
+        &self,
+        work: impl FnOnce(&mut Tier, &mut With<'_>) -> R,
+    ) -> Option<R> {
+        let driver = self.driver.as_ref()?;
+        let mut requests = Vec::new();
+        let done = self.keep_tier(&mut requests, |tier, with, _| work(tier, with));
+        let ours = requests.iter().position(|request| request.op == Op::Read && request.urgent);
+        let ours = ours.map(|at| requests.swap_remove(at));
+        driver.submit(&requests);
+        let ours = ours.zip(driver.engine()).and_then(|(read, engine)| engine.carry_out(&read));
+        if let Some(completion) = ours {
+            self.pump(&mut vec![completion]);
+        }
+        done
+    }
+
+    fn keep_tier<R>(
+        &self,
+        requests: &mut Vec<Request>,
+        work: impl FnOnce(&mut Tier, &mut With<'_>, &mut Budget) -> R,
+    ) -> Option<R> {
         let done = self.keep(|keeper, parts, budget| {
             let (tier, mut with) = keeper.tier(parts)?;
             let done = work(tier, &mut with, budget);
-            tier.hand_over(&mut requests);
+            tier.hand_over(requests);
             Some(done)
         });
-        driver.submit(&requests);
         done.flatten()
     }
 
@@ -56,7 +84,7 @@ impl Store {
     }
 
     /// Writes what is only in RAM to SSD, as far as there is room, and brings it to stable
-    /// storage; returns how many blocks are still in RAM only.
+    /// storage; returns how many blocks are still in RAM only: all, where the tier is not there.
     ///
     /// # Errors
     /// Closed.
@@ -72,6 +100,9 @@ impl Store {
         self.check()?;
         self.drain();
         let deadline_us = self.deadline_us(timeout);
+        if !self.wait_until_taken(deadline_us) {
+            return Ok((self.parts.directory.count_dirty(), true));
+        }
         let ended = self.write_blocks(deadline_us);
         let round =
             if self.driver.is_some() { self.confirm_table(deadline_us) } else { Round::Confirmed };
@@ -148,6 +179,11 @@ impl Store {
         };
         let deadline_us = self.deadline_us(timeout);
         self.drain();
+        if !self.wait_until_taken(deadline_us) {
+            driver.stop();
+            drop(self.lock.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take());
+            return Closed { written: 0, left: self.parts.directory.count_dirty() };
+        }
         let table_confirmed = self.write_the_last(deadline_us);
         let round = self.with_tier(|tier, _| tier.write_super(table_confirmed));
         self.nudge();

@@ -224,7 +224,7 @@ fn hex(fingerprint: &[u8; 16]) -> String {
 const WHERE: &str = "name the directory that was given as ssd=, or <root>/<fingerprint>/<member>.";
 
 #[cold]
-fn not_there(path: &Path, error: &io::Error) -> Error {
+pub(super) fn not_there(path: &Path, error: &io::Error) -> Error {
     let kind = match error.kind() {
         io::ErrorKind::NotFound | io::ErrorKind::NotADirectory | io::ErrorKind::InvalidInput => {
             ErrorKind::Config
@@ -236,7 +236,7 @@ fn not_there(path: &Path, error: &io::Error) -> Error {
 }
 
 #[cold]
-fn not_a_directory(path: &Path) -> Error {
+pub(super) fn not_a_directory(path: &Path) -> Error {
     let message = format!("{} is no directory.", path.display());
     Error::new(ErrorKind::Config, "KS-CFG-402", message, WHERE).with("path", path.display())
 }

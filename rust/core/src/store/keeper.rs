@@ -5,8 +5,10 @@
 //! `LOCK_BLOCKS_MAX` blocks and then returns, whatever is left; woken blocks are taken in before
 //! any victim is chosen; child counts change here and in the tier, under the same lock.
 
+mod apart;
 mod clear;
 
+pub(super) use apart::Apart;
 pub(super) use clear::Cleared;
 
 use super::Parts;
@@ -61,6 +63,8 @@ pub(super) enum Room {
 pub(super) struct Keeper {
     policy: Hints,
     pub(super) tier: Option<Box<Tier>>,
+    /// Until the tier is all there, in a store that did not wait for it.
+    apart: Option<Apart>,
     pub(super) log: EventLog,
     /// The rest of a touch that a budget cut short.
     touch: Option<(Slot, u32, u32)>,
@@ -78,10 +82,11 @@ pub(super) struct Keeper {
 }
 
 impl Keeper {
-    pub(super) fn new(policy: Hints, tier: Option<Box<Tier>>) -> Self {
+    pub(super) fn new(policy: Hints, apart: Option<Apart>) -> Self {
         Self {
             policy,
-            tier,
+            tier: None,
+            apart,
             log: EventLog::default(),
             touch: None,
             dying: Vec::with_capacity(LOCK_BLOCKS_MAX as usize),
@@ -339,6 +344,7 @@ impl Keeper {
             if let Some((tier, with)) = self.tier(parts) {
                 tier.inserted(&with, slot);
             }
+            self.note_apart(parts, slot, true);
             let who = InRam { directory, tier: self.tier.as_deref() };
             self.policy.insert(slot, key.words(), 0, &who);
             self.log.add(EventKind::Stored, Some(key), "ram");
@@ -384,6 +390,7 @@ impl Keeper {
             if let Some((tier, mut with)) = self.tier(parts) {
                 tier.touch(&mut with, slot);
             }
+            self.note_apart(parts, slot, false);
             self.touch = parts.directory.parent_of(slot).map(|(slot, g)| (slot, g, left - 1));
         }
         true

@@ -9,11 +9,13 @@
 //! first; put enters what it inserts tail first and touches nothing present; match, match_prefix
 //! and contains leave everything as it is.
 
+mod attach;
 mod clock;
 mod config;
 mod driver;
 mod flush;
 mod gate;
+mod gc;
 mod get;
 mod hint;
 mod inspect;
@@ -30,6 +32,7 @@ mod scrub;
 mod simulated;
 mod tier;
 mod validate;
+mod wait;
 
 #[cfg(all(test, not(loom)))]
 mod histories;
@@ -38,7 +41,10 @@ mod tests;
 
 pub use crate::arena::{COPY_THREADS_MAX, Numa, Prefault, Rows, RowsMut};
 pub use crate::event::{Event, EventKind};
-pub use config::{BLOCK_BYTES_MAX, EngineKind, FRAMES_MAX, PolicyKind, SsdConfig, StoreConfig};
+pub use config::{
+    BLOCK_BYTES_MAX, EngineKind, FRAMES_MAX, OnLocked, PolicyKind, SsdConfig, StoreConfig,
+};
+pub use gc::{StoreDirectory, directories, remove_directory};
 pub use inspect::{Contents, Inspected, Snapshot, SnapshotStats, Verified, inspect, verify};
 pub use keeper::LOCK_BLOCKS_MAX;
 pub use lease::Lease;
@@ -49,16 +55,21 @@ pub use scrub::Scrubbed;
 pub use simulated::SimWorld;
 pub use validate::Recount;
 
-use crate::arena::{Arena, Memory, MemoryId, check_ram, fork_count, prefer_huge_pages};
+use crate::arena::{
+    Arena, ArenaConfig, ArenaOptions, MemoryId, check_ram, fork_count, prefer_huge_pages,
+};
 use crate::directory::{Directory, Entry, Frames, pieces};
 use crate::error::{Error, ErrorKind};
 use crate::policy::{self, Policy};
 use crate::ssd::dir::LockGuard;
+use crate::ssd::format::slots_for;
 use crate::stats::{Counters, SsdStats, Stats, add, read};
+use attach::Attach;
 use clock::Clock;
 use driver::Driver;
 use gate::Gate;
-use keeper::{Budget, Keeper};
+use keeper::{Apart, Budget, Keeper};
+use open::{Below, Found};
 use ring::{Note, Ring};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -97,10 +108,12 @@ pub struct Store {
     put_wait: Duration,
     io_timeout: Duration,
     driver: Option<Arc<Driver>>,
+    /// The way to the tier, while it is not at its end.
+    attach: Mutex<Option<Box<Attach>>>,
     /// The ownership of the directory; falls with the store.
     lock: Mutex<Option<LockGuard>>,
-    /// What fell back at open, and where the tier is.
-    notes: Vec<String>,
+    /// What of the tier is not as it could be.
+    notes: Mutex<Vec<String>>,
     /// A deterministic store with a simulated disk can be crashed and opened again on it.
     world: Option<(SimWorld, StoreConfig)>,
     deterministic: bool,
@@ -110,61 +123,14 @@ pub struct Store {
     forks: u64,
 }
 
-/// What a store has below RAM.
-#[derive(Default)]
-struct Below {
-    tier: Option<Box<tier::Tier>>,
-    staging: Option<tier::Staging>,
-    driver: Option<Arc<Driver>>,
-    lock: Option<LockGuard>,
-    bounce: Option<Arc<Arena>>,
-    notes: Vec<String>,
-    fresh: bool,
-}
-
-impl Below {
-    fn new(
-        config: &StoreConfig,
-        ground: open::Ground,
-        arena: &Arc<Arena>,
-        clock: Option<Arc<std::sync::atomic::AtomicU64>>,
-        frames: u64,
-        headers: u32,
-    ) -> Result<Self, Error> {
-        let Some(ssd) = &config.ssd else { return Ok(Self::default()) };
-        let bounce = open::bounce(config.deterministic)?;
-        let stride_bytes = arena.stride_bytes();
-        let staged = (tier::STAGING_BYTES / u64::from(stride_bytes)).max(2) as u32;
-        let staged = if config.deterministic { staged.min(4) } else { staged };
-        let staging = Store::map(config, MemoryId::STAGING, staged, stride_bytes)?;
-        let places = frames + u64::from(ground.superblock.slots);
-        let tier = open::tier(config, ssd, &ground, &bounce, places, headers);
-        let memories = vec![Arc::clone(arena), Arc::clone(&staging), Arc::clone(&bounce)];
-        let memory = Memory::new(memories);
-        let engine = open::engine(ground.files, memory, clock, ssd.seed)?;
-        let mut notes = ground.notes;
-        if !ground.direct {
-            notes.push(format!("{}: buffered I/O, through the page cache", ground.path));
-        }
-        Ok(Self {
-            tier: Some(tier),
-            staging: Some(tier::Staging { arena: staging, frames: Frames::new(staged) }),
-            driver: Some(Arc::new(Driver::new(engine))),
-            lock: ground.lock,
-            bounce: Some(bounce),
-            notes,
-            fresh: ground.fresh,
-        })
-    }
-}
-
 /// A sixteenth of the frames at most, a 64th or 64 at least; small stores keep none.
 fn reserve(frames: u32) -> u32 {
     if frames < 16 { 0 } else { (frames / 16).min((frames / 64).max(64)) }
 }
 
 impl Store {
-    /// Opens a store. One with an SSD tier brings back what it finds there.
+    /// Opens a store. One with an SSD tier brings back what it finds there, now or, where another
+    /// store has the directory and `OnLocked::Ram` is asked for, once that is free.
     ///
     /// # Errors
     /// Config: sizes that make no sense, or more RAM than the machine or its cgroup has free.
@@ -203,10 +169,11 @@ impl Store {
         check_ram(frames_bytes + if beside { staging_bytes } else { 0 })?;
         let forks = fork_count();
         let block_bytes = config.block_bytes as u32;
-        let survey = |ssd| open::survey(ssd, block_bytes, stride_bytes, world.as_ref());
-        let ground = config.ssd.as_ref().map(survey).transpose()?;
+        let found = open::find(config, stride_bytes, world.as_ref(), watch)?;
+        let later = matches!(found, Some(Found::Locked(_)));
         let arena = Self::map(config, MemoryId::ARENA, frames.max(1), stride_bytes)?;
-        let ssd_slots = ground.as_ref().map_or(0, |ground| ground.superblock.slots);
+        let capacity_bytes = config.ssd.as_ref().map(|ssd| ssd.capacity_bytes);
+        let ssd_slots = capacity_bytes.map_or(0, |bytes| slots_for(bytes, stride_bytes));
         let directory = Directory::new(frames.saturating_add(ssd_slots));
         let slots = directory.headers();
         let policy: Box<dyn Policy> = match config.policy {
@@ -215,42 +182,57 @@ impl Store {
         };
         policy.tables().into_iter().for_each(prefer_huge_pages);
         let hints = policy::Hints::new(policy, slots, frames as usize / 2);
-        let clock = Clock::new(config.manual_clock);
-        let below = ground.map(|ground| {
-            Below::new(config, ground, &arena, clock.word(), u64::from(frames), slots)
-        });
-        let below = below.transpose()?.unwrap_or_default();
+        let below = Below::new(config, stride_bytes)?;
+        let unix_s = open::unix_s(config);
         let store = Arc::new(Self {
             parts: Parts {
                 ring: Ring::new(directory.headers()),
                 directory,
                 frames: Frames::new(frames),
                 counters: Counters::default(),
-                clock,
+                clock: Clock::new(config.manual_clock),
                 arena,
                 staging: below.staging,
                 reserve: if config.deterministic { 0 } else { reserve(frames) },
             },
-            keeper: Mutex::new(Keeper::new(hints, below.tier)),
+            keeper: Mutex::new(Keeper::new(hints, later.then(|| Apart::new(unix_s)))),
             gate: Gate::default(),
             leases: lease::Registry::default(),
             block_bytes,
             put_wait: config.put_wait,
             io_timeout: config.io_timeout,
             driver: below.driver,
-            lock: Mutex::new(below.lock),
-            notes: below.notes,
-            world: world.map(|world| (world, config.clone())),
+            attach: Mutex::default(),
+            lock: Mutex::default(),
+            notes: Mutex::default(),
+            world: world.clone().map(|world| (world, config.clone())),
             deterministic: config.deterministic,
             closed: AtomicBool::new(false),
             poisoned: AtomicBool::new(false),
             forks,
         });
-        if let Some(bounce) = below.bounce {
-            store.recover(below.fresh, &bounce, watch)?;
+        if let (Some(bounce), Some(found)) = (below.bounce, found) {
+            let attach = Attach::new(config, world, bounce, unix_s);
+            match found {
+                Found::Ground(ground) => store.attach_now(attach, ground, watch)?,
+                Found::Locked(why) => store.attach_later(attach, &why),
+            }
             store.start_driver()?;
         }
         Ok(store)
+    }
+
+    fn map(
+        config: &StoreConfig,
+        who: MemoryId,
+        frames: u32,
+        stride_bytes: u32,
+    ) -> Result<Arc<Arena>, Error> {
+        let prefault = if config.deterministic { Prefault::Now } else { config.prefault };
+        let threads = usize::from(config.deterministic);
+        let arena = ArenaConfig { who, frames, stride_bytes, prefault, threads };
+        let options = ArenaOptions { numa: config.numa, copy_threads: config.copy_threads() };
+        Ok(Arc::new(Arena::map_with(arena, options)?))
     }
 
     fn start_driver(self: &Arc<Self>) -> Result<(), Error> {
@@ -454,12 +436,16 @@ impl Store {
             stats.policy_steps = keeper.policy().steps();
             stats.index_bytes += keeper.policy().bytes();
             stats.blocks_ram = keeper.policy().len();
-            if let (Some(tier), Some(driver)) = (&keeper.tier, &self.driver) {
-                let ssd = tier.snapshot();
+            if let Some(driver) = &self.driver {
+                let apart = || SsdStats { state: self.apart_state(), ..SsdStats::default() };
+                let ssd = keeper.tier.as_ref().map_or_else(apart, |tier| tier.snapshot());
                 stats.evictions += ssd.evictions;
-                stats.index_bytes += tier.bytes();
-                stats.fallbacks.extend(self.notes.iter().cloned());
-                let (engine, direct) = (driver.engine.name(), driver.engine.direct());
+                stats.index_bytes += keeper.tier.as_ref().map_or(0, |tier| tier.bytes());
+                drop(keeper);
+                let notes = self.notes.lock().unwrap_or_else(PoisonError::into_inner);
+                stats.fallbacks.extend(notes.iter().cloned());
+                let (engine, direct) =
+                    driver.engine().map_or(("", false), |engine| (engine.name(), engine.direct()));
                 stats.ssd = Some(SsdStats { engine, direct, ..ssd });
             }
         }

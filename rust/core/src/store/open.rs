@@ -1,53 +1,71 @@
-//! Opening an SSD tier: files or a simulated disk, SUPER, the table, and what comes back of it.
+//! Opening an SSD tier: files or a simulated disk, SUPER, memory, an engine.
 //!
-//! Owns: the way from a configuration to a tier that is ready. Never does: read a block. Invariant:
-//! SUPER with the new epoch is on stable storage before the first block is written.
+//! Owns: the parts that a tier is made of. Never does: read the table (`attach`) or a block, or
+//! wait.
 
+use super::driver::Driver;
 use super::simulated::{SimWorld, simulated};
-use super::tier::{FEW_PAGES, Geometry, PAGES_MAX, Round, TABLE_FILE, Tier};
-use super::{EngineKind, SsdConfig, Store, StoreConfig};
-use crate::arena::{Arena, ArenaConfig, ArenaOptions, Memory, MemoryId, Prefault, Region, RowsMut};
+use super::tier::{self, FEW_PAGES, Geometry, PAGES_MAX, Tier};
+use super::wait::open_directory;
+use super::{EngineKind, OnLocked, SsdConfig, Store, StoreConfig};
+use crate::arena::{Arena, ArenaConfig, Memory, MemoryId, Prefault};
+use crate::directory::Frames;
 use crate::error::{Error, ErrorKind};
-use crate::io::{Completion, Engine, Op, Pool, Request, Sim, SimDisk};
+use crate::io::{self, Engine, NoEngine, Sim, SimDisk, Wanted};
 use crate::ssd::admit::{Admission, AdmitConfig};
 use crate::ssd::dir::{self, DirConfig, LockGuard};
 use crate::ssd::format::{EPOCH_MAX, PAGE_BYTES, Super};
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
-use std::time::{Duration, Instant};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Threads of the pool engine: as many transfers are under way at once.
 const POOL_THREADS: usize = 5;
-/// Reads of the table under way at once at open; they share the memory for table pages.
-const READ_LANES: u32 = 4;
-const _: () = assert!(PAGES_MAX.is_multiple_of(READ_LANES) && FEW_PAGES.is_multiple_of(READ_LANES));
-/// What an open waits for SUPER, beside the timeout of its transfers.
-const OPEN_TRANSFERS: u32 = 8;
+/// When a simulated world begins, whenever it is run: 2020.
+const SIMULATED_UNIX_S: u64 = 1_577_836_800;
 
-/// Recovered blocks that are entered in one hold of the keeper's lock.
-const RECOVERED_A_HOLD: usize = 4096;
-
-/// How far the recovery of an SSD tier is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Progress {
-    /// "pages" of the table that are read, then "blocks" that are entered.
-    pub what: &'static str,
-    /// So many are done.
-    pub done: u64,
-    /// So many there are.
-    pub all: u64,
+/// How far an open of an SSD tier is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// One sentence for the log.
+    Said(String),
+    /// It waits for another store to give the directory up.
+    Waits {
+        /// So long already.
+        waited: Duration,
+        /// So long at most.
+        most: Duration,
+    },
+    /// It recovers what is there.
+    Recovers {
+        /// "pages" of the table that are read, "records" that are sorted out, "blocks" that are
+        /// entered.
+        what: &'static str,
+        /// So many are done.
+        done: u64,
+        /// So many there are.
+        all: u64,
+    },
 }
 
-/// Hears of the progress of an open, some thousand blocks at a time; false ends it.
+/// Hears of the progress of an open, some thousand blocks or part of a second at a time; false ends
+/// it.
 pub type Watch<'a> = dyn FnMut(Progress) -> bool + 'a;
 
-fn go_on(watch: &mut Watch<'_>, progress: Progress) -> Result<(), Error> {
+pub(super) fn go_on(watch: &mut Watch<'_>, progress: Progress) -> Result<(), Error> {
+    let at = match &progress {
+        Progress::Said(_) => String::new(),
+        Progress::Waits { waited, most } => {
+            format!(" after {:.1} of {:.1} s", waited.as_secs_f64(), most.as_secs_f64())
+        }
+        Progress::Recovers { what, done, all } => format!(" after {done} of {all} {what}"),
+    };
     if watch(progress) {
         return Ok(());
     }
-    let Progress { what, done, all } = progress;
-    let message = format!("the open was interrupted after {done} of {all} {what}.");
+    let message = format!("the open was interrupted{at}.");
     let hint = "open the store again: the directory is as it was.";
     Err(Error::new(ErrorKind::Ssd, "KS-SSD-107", message, hint))
 }
@@ -62,7 +80,7 @@ pub(super) fn no_epochs_left(epoch: u32) -> Error {
     Error::new(ErrorKind::Format, "KS-FMT-005", message, hint).with("epoch", epoch)
 }
 
-fn poisoned() -> Error {
+pub(super) fn poisoned() -> Error {
     let hint = "report it with the message of the panic.";
     let message = "the table could not be taken in.";
     Error::new(ErrorKind::Ssd, "KS-SSD-102", message, hint)
@@ -92,11 +110,12 @@ pub(super) fn survey(
     block_bytes: u32,
     stride_bytes: u32,
     world: Option<&SimWorld>,
+    watch: &mut Watch<'_>,
 ) -> Result<Ground, Error> {
     if let Some(world) = world {
         return simulated(config, block_bytes, stride_bytes, world);
     }
-    let opened = dir::open(&DirConfig {
+    let directory = DirConfig {
         root: &config.path,
         fingerprint: config.fingerprint,
         member: &config.member,
@@ -104,10 +123,12 @@ pub(super) fn survey(
         capacity_bytes: config.capacity_bytes,
         stride_bytes,
         reset_on_mismatch: config.reset_on_mismatch,
+        reclaim: config.reclaim,
         read_only: false,
         slots_a_file: config.slots_a_file,
         direct: true,
-    })?;
+    };
+    let opened = open_directory(&directory, config.on_locked, watch)?;
     let fresh = opened.fresh;
     let superblock = opened.super_block.unwrap_or_else(|| {
         let slots = (opened.slots, opened.slots_a_file);
@@ -166,29 +187,48 @@ pub(super) fn new_super(
     }
 }
 
-/// The engine over the files.
+/// The engine over the files, and why it is not the best one.
 pub(super) fn engine(
-    files: Files,
+    ground: &mut Ground,
     memory: Memory,
     clock: Option<Arc<AtomicU64>>,
-    seed: u64,
+    config: &SsdConfig,
 ) -> Result<Box<dyn Engine>, Error> {
-    match (files, clock) {
-        (Files::Sim(disk), Some(clock)) => Ok(Box::new(Sim::new(&disk, clock, memory, seed))),
+    let files = match (std::mem::replace(&mut ground.files, Files::Real(Vec::new())), clock) {
+        (Files::Sim(disk), Some(clock)) => {
+            return Ok(Box::new(Sim::new(&disk, clock, memory, config.seed)));
+        }
         (Files::Sim(_), None) => unreachable!("`check_ssd` has refused it"),
-        (Files::Real(files), _) => {
-            let pool = Pool::new(files, memory, POOL_THREADS).map_err(|error| {
-                let message = format!("the threads of the pool engine did not start: {error}.");
-                let hint = "raise the limit of threads of this process or its cgroup.";
-                Error::new(ErrorKind::Ssd, "KS-SSD-101", message, hint)
-            })?;
-            Ok(Box::new(pool))
+        (Files::Real(files), _) => files,
+    };
+    let wanted = match config.engine {
+        EngineKind::Pool => Wanted::Pool,
+        EngineKind::Uring => Wanted::Uring,
+        EngineKind::Auto | EngineKind::Sim => Wanted::Best,
+    };
+    let scratch = || dir::scratch(Path::new(&ground.path), ground.direct);
+    match io::choose(wanted, files, memory, POOL_THREADS, scratch) {
+        Ok((engine, why)) => {
+            ground.notes.extend(why.map(|why| format!("{}: {why}: threads instead", ground.path)));
+            Ok(engine)
+        }
+        Err(NoEngine::Uring(why)) => {
+            let message = format!("{}: {why}.", ground.path);
+            let hint = "use engine=\"auto\", which falls back to threads, or allow io_uring here \
+                        (kernel.io_uring_disabled, the container's seccomp profile).";
+            let error = Error::new(ErrorKind::Ssd, "KS-SSD-108", message, hint);
+            Err(error.with("errno", why.errno).with("step", why.step))
+        }
+        Err(NoEngine::Pool(error)) => {
+            let message = format!("the threads of the pool engine did not start: {error}.");
+            let hint = "raise the limit of threads of this process or its cgroup.";
+            Err(Error::new(ErrorKind::Ssd, "KS-SSD-101", message, hint))
         }
     }
 }
 
 /// Memory for table pages on their way.
-pub(super) fn bounce(deterministic: bool) -> Result<Arc<Arena>, Error> {
+fn bounce(deterministic: bool) -> Result<Arc<Arena>, Error> {
     let config = ArenaConfig {
         who: MemoryId::PAGES,
         frames: if deterministic { FEW_PAGES } else { PAGES_MAX },
@@ -199,7 +239,64 @@ pub(super) fn bounce(deterministic: bool) -> Result<Arc<Arena>, Error> {
     Ok(Arc::new(Arena::map(config)?))
 }
 
-/// A tier that knows its files but not yet what is in them.
+/// Where the tier is to be, or why another store has it and this one begins without.
+pub(super) enum Found {
+    Ground(Ground),
+    Locked(Error),
+}
+
+/// Looks for the files of a tier at open.
+pub(super) fn find(
+    config: &StoreConfig,
+    stride_bytes: u32,
+    world: Option<&SimWorld>,
+    watch: &mut Watch<'_>,
+) -> Result<Option<Found>, Error> {
+    let Some(ssd) = &config.ssd else { return Ok(None) };
+    match survey(ssd, config.block_bytes as u32, stride_bytes, world, watch) {
+        Ok(ground) => Ok(Some(Found::Ground(ground))),
+        Err(error) if error.kind == ErrorKind::Locked && ssd.on_locked == OnLocked::Ram => {
+            Ok(Some(Found::Locked(error)))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// What a store has for its tier from its birth on, whoever has the directory.
+#[derive(Default)]
+pub(super) struct Below {
+    pub(super) staging: Option<tier::Staging>,
+    pub(super) driver: Option<Arc<Driver>>,
+    /// Memory for table pages on their way.
+    pub(super) bounce: Option<Arc<Arena>>,
+}
+
+impl Below {
+    pub(super) fn new(config: &StoreConfig, stride_bytes: u32) -> Result<Self, Error> {
+        if config.ssd.is_none() {
+            return Ok(Self::default());
+        }
+        let staged = (tier::STAGING_BYTES / u64::from(stride_bytes)).max(2) as u32;
+        let staged = if config.deterministic { staged.min(4) } else { staged };
+        let arena = Store::map(config, MemoryId::STAGING, staged, stride_bytes)?;
+        Ok(Self {
+            staging: Some(tier::Staging { arena, frames: Frames::new(staged) }),
+            driver: Some(Arc::default()),
+            bounce: Some(bounce(config.deterministic)?),
+        })
+    }
+}
+
+/// Seconds since 1970, as a store that opens now has it.
+pub(super) fn unix_s(config: &StoreConfig) -> u64 {
+    if config.manual_clock {
+        return SIMULATED_UNIX_S;
+    }
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+/// A tier that knows its files but not yet what is in them. `opened_unix_s` is when the store's
+/// clock stood at 0.
 pub(super) fn tier(
     config: &StoreConfig,
     ssd: &SsdConfig,
@@ -207,9 +304,9 @@ pub(super) fn tier(
     bounce: &Arc<Arena>,
     places: u64,
     headers: u32,
+    (opened_unix_s, now_us): (u64, u64),
 ) -> Box<Tier> {
     let superblock = ground.superblock.clone();
-    let unix = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     let geometry = Geometry {
         uuid: superblock.uuid,
         fingerprint: ssd.fingerprint,
@@ -217,176 +314,13 @@ pub(super) fn tier(
         slots_a_file: superblock.slots_a_file,
         block_bytes: superblock.block_bytes,
         io_timeout_us: u64::try_from(config.io_timeout.as_micros()).unwrap_or(u64::MAX),
-        // A simulated world begins in 2020, whenever it is run.
-        opened_unix_s: if config.manual_clock {
-            1_577_836_800
-        } else {
-            unix.map_or(0, |since| since.as_secs())
-        },
+        opened_unix_s,
     };
     let admit = AdmitConfig {
         write_bytes_per_s: ssd.write_bytes_per_s,
         block_bytes: config.block_bytes,
         places,
     };
-    let admission = Admission::new(&admit, 0);
+    let admission = Admission::new(&admit, now_us);
     Box::new(Tier::new(geometry, superblock, headers, admission, Arc::clone(bounce)))
-}
-
-impl Store {
-    /// Maps one of the store's memories.
-    pub(super) fn map(
-        config: &StoreConfig,
-        who: MemoryId,
-        frames: u32,
-        stride_bytes: u32,
-    ) -> Result<Arc<Arena>, Error> {
-        let prefault = if config.deterministic { Prefault::Now } else { config.prefault };
-        let threads = usize::from(config.deterministic);
-        let arena = ArenaConfig { who, frames, stride_bytes, prefault, threads };
-        let options = ArenaOptions { numa: config.numa, copy_threads: config.copy_threads() };
-        Ok(Arc::new(Arena::map_with(arena, options)?))
-    }
-
-    /// Reads the table and enters its blocks, a piece at a time; SUPER has the new epoch on stable
-    /// storage when this returns. Before any other call.
-    pub(super) fn recover(
-        &self,
-        fresh: bool,
-        bounce: &Arena,
-        watch: &mut Watch<'_>,
-    ) -> Result<(), Error> {
-        let begun = Instant::now();
-        if !fresh {
-            self.read_table(bounce, watch)?;
-        }
-        let recovery = self.with_tier(|tier, with| tier.begin_recovery(with));
-        let mut recovery = match recovery {
-            Some(Ok(recovery)) => recovery,
-            Some(Err(epoch)) => return Err(no_epochs_left(epoch)),
-            None => return Err(poisoned()),
-        };
-        while !self
-            .with_tier(|tier, with| tier.enter_some(with, &mut recovery, RECOVERED_A_HOLD))
-            .ok_or_else(poisoned)?
-        {
-            let (done, all) = recovery.progress();
-            go_on(watch, Progress { what: "blocks", done, all })?;
-        }
-        let took_us = begun.elapsed().as_micros() as u64;
-        self.with_tier(|tier, _| tier.stats.recovery_us = took_us);
-        self.nudge();
-        let wait = self.io_timeout.saturating_mul(OPEN_TRANSFERS);
-        let deadline_us = self.deadline_us(wait);
-        let mut end = Round::Pending;
-        let round = recovery.round();
-        self.drive(deadline_us, || {
-            end = self.with_tier(|tier, _| tier.super_round(round)).unwrap_or(Round::Failed);
-            end != Round::Pending
-        });
-        if end == Round::Confirmed {
-            return Ok(());
-        }
-        let message = format!("the disk did not confirm SUPER within {} s.", wait.as_secs_f64());
-        let hint = "look at the disk (dmesg), or open the store without ssd=.";
-        Err(Error::new(ErrorKind::Ssd, "KS-SSD-103", message, hint))
-    }
-
-    /// Drives the tier in this thread until `done`: no other thread does yet.
-    fn drive(&self, deadline_us: u64, mut done: impl FnMut() -> bool) {
-        while !done() {
-            let left_us = deadline_us.saturating_sub(self.parts.clock.now_us());
-            if left_us == 0 || self.is_poisoned() {
-                return;
-            }
-            self.turn(Duration::from_micros(left_us.min(10_000)));
-        }
-    }
-
-    /// Reads the table's pages, several reads at a time. A page that can't be read is written
-    /// anew: its blocks are lost.
-    fn read_table(&self, bounce: &Arena, watch: &mut Watch<'_>) -> Result<(), Error> {
-        let Some(driver) = &self.driver else { return Ok(()) };
-        let pages = self.with_tier(|tier, _| tier.pages()).unwrap_or(0);
-        let (lanes, lane_pages) = (READ_LANES, bounce.frames() / READ_LANES);
-        let mut next = 0;
-        let mut out = vec![None; lanes as usize];
-        let mut buffer = vec![0; lane_pages as usize * PAGE_BYTES];
-        let mut reaped: Vec<Completion> = Vec::new();
-        let deadline_us = |store: &Self| store.deadline_us(store.io_timeout);
-        let mut give_up_us = deadline_us(self);
-        loop {
-            for (lane, out) in out.iter_mut().enumerate().filter(|(_, out)| out.is_none()) {
-                if next < pages {
-                    let count = lane_pages.min(pages - next);
-                    driver.engine.submit(&[read_of(lane as u32, lane_pages, next, count)]);
-                    *out = Some((next, count));
-                    next += count;
-                }
-            }
-            if out.iter().all(Option::is_none) {
-                return Ok(());
-            }
-            go_on(watch, Progress { what: "pages", done: next.into(), all: pages.into() })?;
-            driver.engine.reap(Duration::from_millis(10), &mut reaped);
-            for completion in reaped.drain(..) {
-                let lane = completion.id as usize;
-                let Some((first, count)) = out.get_mut(lane).and_then(Option::take) else {
-                    continue;
-                };
-                give_up_us = deadline_us(self);
-                let region = read_of(lane as u32, lane_pages, first, count).region;
-                let whole = completion.result == Ok(region.len);
-                if whole {
-                    let rows =
-                        RowsMut::packed(&mut buffer[..region.len as usize], region.len as usize);
-                    bounce.read(region, &rows, 0);
-                }
-                self.take_in(first, count, whole.then_some(&buffer));
-            }
-            if self.parts.clock.now_us() >= give_up_us {
-                // What hangs keeps its memory: the bounce frames it reads into are not used again.
-                for (lane, lost) in out.iter().enumerate() {
-                    let Some((first, count)) = *lost else { continue };
-                    let from = lane as u32 * lane_pages;
-                    self.with_tier(|tier, _| tier.lose_bounce(from..from + lane_pages));
-                    self.take_in(first, count, None);
-                }
-                (next..pages).for_each(|page| self.take_in(page, 1, None));
-                return Ok(());
-            }
-        }
-    }
-
-    fn take_in(&self, first: u32, count: u32, bytes: Option<&Vec<u8>>) {
-        self.with_tier(|tier, with| {
-            for page in 0..count {
-                match bytes {
-                    Some(bytes) => {
-                        let at = page as usize * PAGE_BYTES;
-                        tier.load_page(first + page, &bytes[at..at + PAGE_BYTES], with.now_us);
-                    }
-                    None => tier.miss_page(first + page, with.now_us),
-                }
-            }
-        });
-    }
-}
-
-/// The read of some table pages into a lane of the bounce memory.
-fn read_of(lane: u32, lane_pages: u32, first: u32, count: u32) -> Request {
-    let bytes = lane_pages * PAGE_BYTES as u32;
-    Request {
-        id: u64::from(lane),
-        op: Op::Read,
-        file: TABLE_FILE,
-        offset: u64::from(first) * PAGE_BYTES as u64,
-        region: Region {
-            who: MemoryId::PAGES,
-            offset: u64::from(lane * bytes),
-            len: count * PAGE_BYTES as u32,
-        },
-        digest: None,
-        urgent: true,
-    }
 }

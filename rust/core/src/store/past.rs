@@ -7,7 +7,7 @@
 //! interest; a transfer past its deadline is a miss.
 
 use super::keeper::Room;
-use super::tier::{Staged, Staging, Ticket};
+use super::tier::{Staged, Staging, Ticket, Tier, With};
 use super::{LOCK_BLOCKS_MAX, PutOptions, Rows, Store};
 use crate::arena::Arena;
 use crate::directory::{Entry, Located, pieces};
@@ -95,13 +95,15 @@ impl Store {
         let (frames, dirty) = self.frames_for_loads(wanted.len());
         let pairs: Vec<(Entry, FrameId)> = wanted.into_iter().zip(frames).collect();
         for pairs in pairs.chunks(LOCK_BLOCKS_MAX as usize) {
-            let begun = self.with_tier(|tier, with| {
+            let load = |tier: &mut Tier, with: &mut With<'_>| {
                 for (entry, frame) in pairs {
                     if !tier.load(with, entry, *frame) {
                         with.parts.frames.give(*frame);
                     }
                 }
-            });
+            };
+            let one = pairs.len() == 1;
+            let begun = if one { self.with_tier_at_once(load) } else { self.with_tier(load) };
             if begun.is_none() {
                 pairs.iter().for_each(|(_, frame)| self.parts.frames.give(*frame));
             }

@@ -5,14 +5,28 @@
 
 use crate::arena::{Arena, ArenaConfig, ArenaOptions, FRAME_ALIGN_BYTES, MemoryId, Numa, Prefault};
 use crate::error::Error;
+use crate::io::try_ring;
+use crate::ssd::dir;
+use std::path::Path;
 
 pub use crate::arena::{CgroupLimits, CpuLimit, RamLimit, cgroup_limits, ram_limit};
-pub use crate::io::io_uring_refusal;
 pub use crate::ssd::dir::{DirProbe, Failed, probe_directory};
 
 /// Mapped to see which pages come: a few huge ones.
 const PROBE_FRAMES: u32 = 8;
 const PROBE_FRAME_BYTES: u32 = 2 << 20;
+
+/// Why io_uring does not work here, as errno (0: without an error, but wrong) and the step that
+/// failed; None: a write, a sync and a read through a ring came back right. `directory`: where that
+/// is tried, else in the directory for temporary files.
+pub fn io_uring_refusal(directory: Option<&Path>) -> Option<(i32, &'static str)> {
+    let temporary = std::env::temp_dir();
+    let file = match dir::scratch(directory.unwrap_or(&temporary), true) {
+        Ok(file) => file,
+        Err(error) => return Some((error.raw_os_error().unwrap_or(0), "a file to try it on")),
+    };
+    try_ring(vec![file]).err().map(|refusal| (refusal.errno, refusal.step))
+}
 
 /// The pages behind a small arena.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -4,11 +4,12 @@
 //! by the leaf rule. Invariants: once remove has returned, the keys are not found; once clear has,
 //! nothing is found that a put begun before it brought.
 
-use super::Store;
+use super::attach::Phase;
 use super::keeper::Cleared;
 use super::open::no_epochs_left;
 use super::ring::Note;
 use super::tier::Round;
+use super::{LOCK_BLOCKS_MAX, Store};
 use crate::error::{Error, ErrorKind};
 use crate::key::Key;
 use crate::stats::add;
@@ -22,10 +23,15 @@ impl Store {
     /// same keys included; else with the next flush or within a second.
     ///
     /// # Errors
-    /// Closed. Ssd where the disk does not confirm: they are gone from this store, but a restart
-    /// may bring them back.
+    /// Closed. Ssd where the disk does not confirm, or `durable` is asked of a tier that is not
+    /// there yet: they are gone from this store, but a restart may bring them back.
     pub fn remove(&self, keys: &[Key], durable: bool) -> Result<usize, Error> {
         self.check()?;
+        if self.is_apart() {
+            for keys in keys.chunks(LOCK_BLOCKS_MAX as usize) {
+                self.keep(|keeper, _, _| keeper.will_remove(keys));
+            }
+        }
         let counters = &self.parts.counters;
         let mut removed = 0;
         for key in keys {
@@ -40,12 +46,13 @@ impl Store {
         if durable && self.driver.is_some() {
             // What was told is taken in: the records are blank in the table's image.
             self.drain();
-            let round = self.with_tier(|tier, _| tier.sync(false));
+            let Some(round) = self.with_tier(|tier, _| tier.sync(false)) else {
+                return Err(self.not_there(removed));
+            };
             self.nudge();
             let deadline_us = self.deadline_us(self.io_timeout * CONFIRM_TRANSFERS);
-            let end =
-                round.map(|round| self.wait_for_round(deadline_us, |tier| tier.sync_round(round)));
-            if end != Some(Round::Confirmed) {
+            let end = self.wait_for_round(deadline_us, |tier| tier.sync_round(round));
+            if end != Round::Confirmed {
                 return Err(self.unconfirmed("KS-SSD-104", "the table", removed));
             }
         }
@@ -63,14 +70,32 @@ impl Store {
         Error::new(ErrorKind::Ssd, code, message, hint).with("removed", removed)
     }
 
+    /// The tier is not there, or the store is poisoned.
+    fn not_there(&self, removed: usize) -> Error {
+        let (what, then) = match self.phase() {
+            Phase::Settled => return self.unconfirmed("KS-SSD-104", "the table", removed),
+            Phase::Off => ("could not be opened", "the directory may hold older copies."),
+            _ => (
+                "is not taken yet",
+                "its blocks go with it once it is; a restart before that may bring them back.",
+            ),
+        };
+        let message = format!(
+            "the SSD tier {what}: what was asked is done in this store ({removed} blocks); {then}"
+        );
+        let hint = "repeat it once stats().ssd_state is \"ok\", or delete the directory.";
+        Error::new(ErrorKind::Ssd, "KS-SSD-109", message, hint).with("removed", removed)
+    }
+
     /// Forgets everything, in O(1); the frames come back as the keeper sweeps. Use it when the
     /// weights change.
     ///
     /// On SSD it is O(1) too, and there once this returns.
     ///
     /// # Errors
-    /// Closed. Ssd where the disk does not confirm: everything is gone from this store, but a
-    /// restart may bring it back. Format where the directory has seen 2^24 opens and clears.
+    /// Closed. Ssd where the disk does not confirm, or the tier is not there yet (it is cleared
+    /// when it is taken): everything is gone from this store, but a restart may bring it back.
+    /// Format where the directory has seen 2^24 opens and clears.
     pub fn clear(&self) -> Result<(), Error> {
         self.check()?;
         // False: too many clears wait for the sweep, which has to go on first.
@@ -86,7 +111,8 @@ impl Store {
         };
         self.tidy(0);
         self.nudge();
-        if let Some(round) = round {
+        if self.driver.is_some() {
+            let Some(round) = round else { return Err(self.not_there(0)) };
             let deadline_us = self.deadline_us(self.io_timeout * CONFIRM_TRANSFERS);
             let end = self.wait_for_round(deadline_us, |tier| tier.super_round(round));
             if end != Round::Confirmed {

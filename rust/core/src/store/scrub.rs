@@ -73,6 +73,9 @@ impl Store {
         };
         self.drain();
         let deadline_us = self.deadline_us(timeout);
+        if !self.wait_until_taken(deadline_us) {
+            return Ok(false);
+        }
         let mut looks = 0;
         while !so_far.done && self.parts.clock.now_us() < deadline_us {
             self.check()?;

@@ -4,22 +4,31 @@
 
 use super::SsdConfig;
 use super::open::{Files, Ground, new_super};
-use super::tier::SUPER_FILE;
+use super::tier::{SUPER_FILE, TABLE_FILE};
 use crate::error::{Error, ErrorKind};
 use crate::io::{FileId, SimDisk};
 use crate::ssd::format::{self, PAGE_BYTES, SUPER_BYTES, Super};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// A simulated disk that outlives the stores on it.
 #[derive(Clone)]
 pub struct SimWorld {
     pub(crate) disk: Arc<SimDisk>,
+    /// Somebody else has the directory.
+    held: Arc<AtomicBool>,
 }
 
 impl SimWorld {
     /// An empty disk.
     pub fn new(seed: u64) -> Self {
-        Self { disk: SimDisk::new(seed) }
+        Self { disk: SimDisk::new(seed), held: Arc::default() }
+    }
+
+    /// Somebody else takes the directory, or gives it back.
+    #[doc(hidden)]
+    pub fn hold(&self, held: bool) {
+        self.held.store(held, Ordering::Release);
     }
 }
 
@@ -36,6 +45,10 @@ pub(super) fn simulated(
         let message = format!("{} bytes hold no block of {block_bytes}.", config.capacity_bytes);
         let hint = "raise the capacity of ssd= to one block and its table or more.";
         return Err(Error::new(ErrorKind::Config, "KS-CFG-005", message, hint));
+    }
+    if world.held.load(Ordering::Acquire) {
+        let hint = "give it back.";
+        return Err(Error::new(ErrorKind::Locked, "KS-LCK-001", "sim is held.", hint));
     }
     let found = look(config, disk)?;
     let slots_a_file = found.as_ref().map_or_else(
@@ -74,8 +87,9 @@ fn look(config: &SsdConfig, disk: &SimDisk) -> Result<Option<Super>, Error> {
     disk.read(SUPER_FILE, 0, &mut copies);
     match format::newest(&copies[..PAGE_BYTES], &copies[PAGE_BYTES..]) {
         Ok(found) => Ok(Some(found)),
-        // A crash before the first SUPER was confirmed leaves an empty one.
+        // A crash before the first SUPER was confirmed leaves an empty one, or half of one.
         Err(format::Broken::Empty) => Ok(None),
+        Err(format::Broken::Torn) if is_blank(disk) => Ok(None),
         Err(_) if config.reset_on_mismatch => Ok(None),
         Err(broken) => {
             let message = format!("SUPER is broken: {broken:?}.");
@@ -83,6 +97,16 @@ fn look(config: &SsdConfig, disk: &SimDisk) -> Result<Option<Super>, Error> {
             Err(Error::new(ErrorKind::Format, "KS-FMT-001", message, hint))
         }
     }
+}
+
+/// Whether no page of the table was ever written.
+fn is_blank(disk: &SimDisk) -> bool {
+    if disk.files() <= TABLE_FILE.0 {
+        return true;
+    }
+    let mut pages = vec![0; disk.file_len(TABLE_FILE) as usize];
+    disk.read(TABLE_FILE, 0, &mut pages);
+    pages.iter().all(|byte| *byte == 0)
 }
 
 /// Makes the files as long as they are to be.

@@ -9,8 +9,10 @@
 //!
 //! `clean` writes dirty blocks, `load` reads blocks back, `stage` passes blocks by the arena,
 //! `settle` brings table and SUPER to disk, `faults` decides when to leave a device alone,
-//! `recover` fills the tier at open.
+//! `recover` fills the tier.
 
+#[cfg(all(test, not(loom)))]
+mod apart_tests;
 mod clean;
 mod faults;
 mod jobs;
@@ -32,6 +34,7 @@ mod tests;
 mod thread_tests;
 
 pub(super) use parts::InRam;
+pub(super) use recover::{RECOVERED_A_HOLD, Recovery, Removed};
 pub(super) use scrub::Begun;
 pub(super) use settle::Round;
 #[cfg(all(test, not(loom)))]
@@ -156,6 +159,9 @@ pub(super) struct Tier {
     pub(super) end: End,
     /// Nothing can be written now although something is dirty.
     pub(super) stuck: bool,
+    /// What the disk holds is not all taken in yet: nothing new goes there, and dirty blocks leave
+    /// RAM as in a store without a tier.
+    recovering: bool,
     /// How far dirty blocks may leave RAM unwritten.
     dirty: Dirty,
     drops_allowed: u64,
@@ -163,6 +169,8 @@ pub(super) struct Tier {
     pub(super) stats: SsdStats,
     #[cfg(all(test, not(loom)))]
     sorted_out: crate::ssd::recover::Counts,
+    #[cfg(all(test, not(loom)))]
+    recovered_a_hold_max: u64,
 }
 
 impl Tier {
@@ -200,12 +208,15 @@ impl Tier {
             flushing: 0,
             end: End::NotYet,
             stuck: false,
-            dirty: Dirty::Stay,
+            recovering: true,
+            dirty: Dirty::Leaves,
             drops_allowed: 0,
             last_request_us: 0,
             stats: SsdStats::default(),
             #[cfg(all(test, not(loom)))]
             sorted_out: crate::ssd::recover::Counts::default(),
+            #[cfg(all(test, not(loom)))]
+            recovered_a_hold_max: 0,
             geometry,
         }
     }
@@ -442,7 +453,7 @@ impl Tier {
             blocks: self.order.len(),
             table_pages_dirty: u64::from(self.table.dirty_pages()),
             requests_in_flight: self.jobs.len() as u64,
-            state: self.breaker.state(),
+            state: if self.recovering { "recovering" } else { self.breaker.state() },
             ..self.stats.clone()
         }
     }

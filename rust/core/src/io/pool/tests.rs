@@ -1,10 +1,11 @@
 //! The pool over calls that fail, fall short or hang.
 
 use std::sync::Weak;
-use std::sync::atomic::AtomicU32;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc;
 use std::time::Instant;
 
+use super::super::outbox::{CLOSE_WAIT, OUTSTANDING_MAX};
 use super::super::tests::{PAGE, PATIENCE, memory, put, region, request, run, scratch, sync};
 use super::*;
 use crate::arena::{Arena, ArenaConfig, MemoryId, Prefault};
@@ -138,7 +139,7 @@ fn gated(threads: usize, memory: Memory) -> (Pool, Arc<Gated>, mpsc::Receiver<u6
         ended: AtomicU32::new(0),
     });
     let calls = Box::new(Gate(Arc::clone(&gate)));
-    let pool = Pool::with_calls(vec![(file.into(), false)], memory, threads, calls);
+    let pool = Pool::with_calls(Arc::default(), vec![(file.into(), false)], memory, threads, calls);
     (pool.expect("threads"), gate, seen)
 }
 

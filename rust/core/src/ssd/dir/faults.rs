@@ -9,6 +9,9 @@ use rustix::io::Errno;
 use std::fmt::Display;
 use std::path::Path;
 
+/// The code of a directory that somebody has.
+pub(crate) const HELD: &str = "KS-LCK-001";
+
 /// A system call that failed, and what it was to do ("create", "open").
 #[cold]
 pub(super) fn failed(doing: &str, path: &Path, errno: Errno) -> Error {
@@ -41,7 +44,8 @@ pub(super) fn no_room(path: &Path, needed_bytes: u64, free_bytes: u64) -> Error 
         "{} needs {needed_bytes} more bytes, and its file system has {free_bytes} free.",
         path.display()
     );
-    let hint = "ask for a smaller capacity in ssd=, or free some space there.";
+    let hint = "ask for a smaller capacity in ssd=, or free some space there: keystow gc lists \
+                what other stores take.";
     Error::new(ErrorKind::Ssd, "KS-SSD-002", message, hint)
         .with("path", path.display())
         .with("needed_bytes", needed_bytes)
@@ -59,6 +63,25 @@ pub(super) fn not_ours(path: &Path, owner: u32, us: u32) -> Error {
         .with("user", us)
 }
 
+/// What was asked to be removed holds something that no store made.
+#[cold]
+pub(super) fn holds_others(path: &Path, count: usize, shown: &str) -> Error {
+    let message =
+        format!("{}: {count} files there are not a store's ({shown}); it stays.", path.display());
+    let hint = "move them away, or remove the directory yourself.";
+    Error::new(ErrorKind::Ssd, "KS-SSD-004", message, hint)
+        .with("path", path.display())
+        .with("files", count)
+}
+
+/// What was asked to be removed is no store's directory.
+#[cold]
+pub(super) fn no_stores(path: &Path) -> Error {
+    let message = format!("{} has no SUPER: it is no store's, and stays.", path.display());
+    let hint = "remove it yourself if nobody needs it.";
+    Error::new(ErrorKind::Ssd, "KS-SSD-005", message, hint).with("path", path.display())
+}
+
 /// Somebody else has the directory open: another process, or this one.
 #[cold]
 pub(super) fn locked(path: &Path, owner: Option<i32>, here: bool) -> Error {
@@ -69,8 +92,7 @@ pub(super) fn locked(path: &Path, owner: Option<i32>, here: bool) -> Error {
     };
     let message = format!("{} is held by {who}.", path.display());
     let hint = "close that store first, or give this one its own member=.";
-    let error =
-        Error::new(ErrorKind::Locked, "KS-LCK-001", message, hint).with("path", path.display());
+    let error = Error::new(ErrorKind::Locked, HELD, message, hint).with("path", path.display());
     match owner {
         Some(pid) if !here => error.with("pid", pid),
         _ => error,

@@ -1,14 +1,15 @@
 //! The files of a member's directory: their lengths, their room on the disk, how they are opened.
 //!
 //! Owns: making, growing and cutting files, and taking back what a failed open did. Never does:
-//! read or write a block, a record or SUPER. Invariants: a file is a regular file of ours, reached
-//! without links; it is exactly as long as it should be once `fit` returns, and its room is
-//! reserved where the file system can; if `keep` is not reached, files made are gone again and
-//! files grown are as short as before.
+//! read or write a block, a record or SUPER; make room (it asks `reclaim`). Invariants: a file is a
+//! regular file of ours, reached without links; it is exactly as long as it should be once `fit`
+//! returns, and its room is reserved where the file system can; if `keep` is not reached, files
+//! made are gone again and files grown are as short as before.
 
 use super::Notes;
 use super::faults::{failed, no_room, not_a_file, not_ours};
-use super::place::may_use;
+use super::place::{Place, may_use};
+use super::reclaim::Reclaim;
 use crate::error::Error;
 use rustix::fs::{
     AtFlags, FallocateFlags, FileType, FsWord, Mode, OFlags, Stat, StatxFlags, fcntl_getfl,
@@ -34,6 +35,19 @@ const STAT_BLOCK_BYTES: u64 = 512;
 
 /// Reserves the room of `len` bytes from `offset` on, and makes the file that long.
 pub(super) type Fallocate = fn(BorrowedFd<'_>, u64, u64) -> rustix::io::Result<()>;
+
+/// Where room comes from.
+#[derive(Clone, Copy)]
+pub(super) struct Disk {
+    pub(super) fallocate: Fallocate,
+    /// Bytes that the file system of a descriptor has free, if it says.
+    pub(super) free_bytes: fn(BorrowedFd<'_>) -> Option<u64>,
+}
+
+impl Disk {
+    /// The kernel's own.
+    pub(super) const REAL: Self = Self { fallocate, free_bytes };
+}
 
 /// The kernel's own.
 pub(super) fn fallocate(file: BorrowedFd<'_>, offset: u64, len: u64) -> rustix::io::Result<()> {
@@ -65,7 +79,11 @@ pub(super) struct Folder<'a> {
     pub(super) read_only: bool,
 }
 
-impl Folder<'_> {
+impl<'a> Folder<'a> {
+    pub(super) fn of(place: &'a Place, read_only: bool) -> Self {
+        Self { folder: place.folder.as_fd(), path: &place.path, read_only }
+    }
+
     /// The length of a file of ours; None if there is none.
     pub(super) fn length(&self, name: &str) -> Result<Option<u64>, Error> {
         match statat(self.folder, name, AtFlags::SYMLINK_NOFOLLOW) {
@@ -149,15 +167,16 @@ enum Done {
 }
 
 /// The files of a directory while they are brought to their lengths.
-pub(super) struct Files<'a> {
+pub(super) struct Files<'a, 'c> {
     at: Folder<'a>,
-    fallocate: Fallocate,
+    disk: Disk,
+    reclaim: &'a mut Reclaim<'c>,
     done: Vec<Done>,
 }
 
-impl<'a> Files<'a> {
-    pub(super) fn new(at: Folder<'a>, fallocate: Fallocate) -> Self {
-        Self { at, fallocate, done: Vec::new() }
+impl<'a, 'c> Files<'a, 'c> {
+    pub(super) fn new(at: Folder<'a>, disk: Disk, reclaim: &'a mut Reclaim<'c>) -> Self {
+        Self { at, disk, reclaim, done: Vec::new() }
     }
 
     /// Cuts what is longer than it should be.
@@ -173,18 +192,22 @@ impl<'a> Files<'a> {
         Ok(())
     }
 
-    /// Whether the disk has the room that is still missing. Answers before anything is reserved,
-    /// so that a capacity far beyond the disk does not fill it first.
-    pub(super) fn check_room(&self, parts: &[(String, u64)]) -> Result<(), Error> {
+    /// Whether the disk has the room that is still missing, or can be given it. Answers before
+    /// anything is reserved, so that a capacity far beyond the disk does not fill it first.
+    pub(super) fn check_room(&mut self, parts: &[(String, u64)]) -> Result<(), Error> {
         let mut needed_bytes = 0_u64;
         for (name, want) in parts {
             let has = self.at.length(name)?.unwrap_or(0);
             needed_bytes = needed_bytes.saturating_add(want.saturating_sub(has));
         }
-        match free_bytes(self.at.folder) {
-            Some(free) if free < needed_bytes => Err(no_room(self.at.path, needed_bytes, free)),
-            _ => Ok(()),
+        while let Some(free) = (self.disk.free_bytes)(self.at.folder)
+            && free < needed_bytes
+        {
+            if !self.reclaim.make_room(self.at.folder, needed_bytes - free) {
+                return Err(no_room(self.at.path, needed_bytes, free));
+            }
         }
+        Ok(())
     }
 
     /// Opens a file, made or grown to `want` bytes; what is new in it reads as zeros.
@@ -209,7 +232,7 @@ impl<'a> Files<'a> {
             self.reserve(file.as_fd(), &path, has, want, notes)?;
         } else if blocks.saturating_mul(STAT_BLOCK_BYTES) < want {
             // Holes, or compression. What is there is used as it is, room for all of it or not.
-            if (self.fallocate)(file.as_fd(), 0, want).is_err() {
+            if (self.disk.fallocate)(file.as_fd(), 0, want).is_err() {
                 notes.fall_back(format!(
                     "not all of {} has its room reserved: a full disk shows when it is written.",
                     self.at.path.display()
@@ -233,7 +256,7 @@ impl<'a> Files<'a> {
 
     /// Reserves the bytes of a file from `has` to `want`.
     fn reserve(
-        &self,
+        &mut self,
         file: BorrowedFd<'_>,
         path: &Path,
         has: u64,
@@ -253,9 +276,12 @@ impl<'a> Files<'a> {
                     ));
                     return ftruncate(file, want).map_err(|errno| failed("extend", path, errno));
                 }
+                // A quota, or room that is set aside: the disk said that it had enough.
                 Err(Errno::NOSPC | Errno::DQUOT) => {
-                    let free = free_bytes(file).unwrap_or(0);
-                    return Err(no_room(path, want - at, free));
+                    if !self.reclaim.make_room(self.at.folder, 0) {
+                        let free = (self.disk.free_bytes)(file).unwrap_or(0);
+                        return Err(no_room(path, want - at, free));
+                    }
                 }
                 Err(errno) => return Err(failed("reserve room for", path, errno)),
             }
@@ -265,7 +291,7 @@ impl<'a> Files<'a> {
 
     fn reserve_step(&self, file: BorrowedFd<'_>, at: u64, step: u64) -> rustix::io::Result<()> {
         for _ in 0..INTERRUPTS_MAX {
-            match (self.fallocate)(file, at, step) {
+            match (self.disk.fallocate)(file, at, step) {
                 Err(Errno::INTR) => {}
                 other => return other,
             }
@@ -274,7 +300,7 @@ impl<'a> Files<'a> {
     }
 }
 
-impl Drop for Files<'_> {
+impl Drop for Files<'_, '_> {
     fn drop(&mut self) {
         // Where undoing fails too, the open's own failure is what is reported.
         for done in self.done.drain(..).rev() {

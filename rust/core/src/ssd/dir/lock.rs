@@ -15,8 +15,8 @@ use super::files::{FILE_MODE, check_file};
 use crate::arena::fork_count;
 use crate::error::Error;
 use rustix::fs::{
-    AtFlags, FlockOperation, Mode, OFlags, Stat, fcntl_lock, fstat, ftruncate, openat, statat,
-    unlinkat,
+    AtFlags, FlockOperation, Mode, OFlags, Stat, Timespec, Timestamps, UTIME_NOW, fcntl_lock,
+    fstat, ftruncate, futimens, openat, statat, unlinkat,
 };
 use rustix::io::Errno;
 use rustix::process::{Flock, FlockType, fcntl_getlk};
@@ -113,6 +113,13 @@ impl LockGuard {
             }
         }
         Err(failed("lock", &file, Errno::NOENT))
+    }
+
+    /// Makes now the time of LOCK: the directory was opened.
+    pub(super) fn touch(&self) -> Result<(), Errno> {
+        let now = Timespec { tv_sec: 0, tv_nsec: UTIME_NOW as _ };
+        let times = Timestamps { last_access: now, last_modification: now };
+        self.descriptor.as_ref().map_or(Ok(()), |descriptor| futimens(descriptor, &times))
     }
 
     /// Removes LOCK if this guard made it: for an open that failed, before the guard is dropped.

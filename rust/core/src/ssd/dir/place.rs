@@ -9,7 +9,7 @@ use super::faults::{bad_member, failed, no_parent, not_ours, nothing_there, root
 use super::files::sync_folder;
 use super::{DirConfig, Notes};
 use crate::error::Error;
-use rustix::fs::{CWD, Mode, OFlags, fstat, mkdirat, openat};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, fstat, mkdirat, openat, statat};
 use rustix::io::Errno;
 use rustix::process::geteuid;
 use std::fmt::Write as _;
@@ -21,11 +21,15 @@ const DIR_MODE: Mode = Mode::RWXU;
 pub(super) const DIR_FLAGS: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 /// Open, make, open again.
 const OPENS_MAX: u32 = 2;
+/// How often a directory may be removed under our hands before we give up.
+pub(super) const REMOVED_MAX: u32 = 8;
 
 /// A member's directory, open.
 pub(super) struct Place {
     pub(super) folder: OwnedFd,
     pub(super) path: PathBuf,
+    /// The directory of the fingerprint.
+    middle: OwnedFd,
     /// Directories that were not there before, outermost first.
     made: Vec<PathBuf>,
 }
@@ -36,13 +40,24 @@ impl Place {
         if !is_member(config.member) {
             return Err(bad_member(config.member, MEMBER_BYTES_MAX));
         }
-        let mut made = Vec::new();
-        let entered = descend(config, notes, &mut made);
-        if entered.is_err() {
-            remove(&made);
+        let said = notes.warnings.len();
+        for _ in 0..REMOVED_MAX {
+            let mut made = Vec::new();
+            notes.warnings.truncate(said);
+            let entered = descend(config, notes, &mut made);
+            if !matches!(entered, Ok(Some(_))) {
+                remove(&made);
+            }
+            if let Some((middle, folder, path)) = entered? {
+                return Ok(Self { folder, path, middle, made });
+            }
         }
-        let (folder, path) = entered?;
-        Ok(Self { folder, path, made })
+        Err(failed("create", &config.root.join(hex(&config.fingerprint)), Errno::NOENT))
+    }
+
+    /// Whether the directory still has its name: it may have been removed since it was opened.
+    pub(super) fn is_there(&self, member: &str) -> Result<bool, Error> {
+        is_named(self.middle.as_fd(), member, self.folder.as_fd(), &self.path)
     }
 
     /// Removes the directories that this open made, as far as they are empty.
@@ -58,19 +73,38 @@ fn remove(made: &[PathBuf]) {
     }
 }
 
+/// Whether `name` in `above` is the directory `folder`.
+pub(super) fn is_named(
+    above: BorrowedFd<'_>,
+    name: &str,
+    folder: BorrowedFd<'_>,
+    path: &Path,
+) -> Result<bool, Error> {
+    let ours = fstat(folder).map_err(|errno| failed("stat", path, errno))?;
+    match statat(above, name, AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(stat) => Ok((stat.st_dev, stat.st_ino) == (ours.st_dev, ours.st_ino)),
+        Err(Errno::NOENT) => Ok(false),
+        Err(errno) => Err(failed("stat", path, errno)),
+    }
+}
+
+/// The directories of the fingerprint and of the member, and the path of that; None if one was
+/// removed before the next was made in it.
 fn descend(
     config: &DirConfig<'_>,
     notes: &mut Notes,
     made: &mut Vec<PathBuf>,
-) -> Result<(OwnedFd, PathBuf), Error> {
+) -> Result<Option<(OwnedFd, OwnedFd, PathBuf)>, Error> {
     let root = open_root(config, made)?;
     let stat = fstat(&root).map_err(|errno| failed("stat", config.root, errno))?;
     judge_root(config.root, stat.st_mode, stat.st_uid, notes);
     let name = hex(&config.fingerprint);
     let path = config.root.join(&name);
-    let middle = open_below(root.as_fd(), &name, &path, config.read_only, made)?;
+    let below = open_below(root.as_fd(), &name, &path, config.read_only, made)?;
+    let Some(middle) = below else { return Ok(None) };
     let path = path.join(config.member);
-    let folder = open_below(middle.as_fd(), config.member, &path, config.read_only, made)?;
+    let below = open_below(middle.as_fd(), config.member, &path, config.read_only, made)?;
+    let Some(folder) = below else { return Ok(None) };
     for (folder, path) in [(&middle, path.parent().unwrap_or(&path)), (&folder, &path)] {
         let stat = fstat(folder).map_err(|errno| failed("stat", path, errno))?;
         let (owner, us) = (stat.st_uid, geteuid().as_raw());
@@ -85,7 +119,7 @@ fn descend(
             ));
         }
     }
-    Ok((folder, path))
+    Ok(Some((middle, folder, path)))
 }
 
 /// Whether user `us` may use what belongs to `owner`: the owner, and root to look.
@@ -137,16 +171,17 @@ fn open_root(config: &DirConfig<'_>, made: &mut Vec<PathBuf>) -> Result<OwnedFd,
     Ok(folder)
 }
 
+/// A directory below an open one, made if it may be; None if the one above is gone.
 fn open_below(
     above: BorrowedFd<'_>,
     name: &str,
     path: &Path,
     read_only: bool,
     made: &mut Vec<PathBuf>,
-) -> Result<OwnedFd, Error> {
+) -> Result<Option<OwnedFd>, Error> {
     for _ in 0..OPENS_MAX {
         match openat(above, name, DIR_FLAGS | OFlags::NOFOLLOW, Mode::empty()) {
-            Ok(folder) => return Ok(folder),
+            Ok(folder) => return Ok(Some(folder)),
             Err(Errno::NOENT) if read_only => {
                 return Err(nothing_there(path, "there is no such directory"));
             }
@@ -159,11 +194,15 @@ fn open_below(
                 sync_folder(above, path)?;
             }
             Err(Errno::EXIST) => {}
+            Err(Errno::NOENT) => return Ok(None),
             Err(errno) => return Err(failed("create", path, errno)),
         }
     }
-    openat(above, name, DIR_FLAGS | OFlags::NOFOLLOW, Mode::empty())
-        .map_err(|errno| failed("open", path, errno))
+    match openat(above, name, DIR_FLAGS | OFlags::NOFOLLOW, Mode::empty()) {
+        Ok(folder) => Ok(Some(folder)),
+        Err(Errno::NOENT) => Ok(None),
+        Err(errno) => Err(failed("open", path, errno)),
+    }
 }
 
 pub(super) fn is_member(name: &str) -> bool {
@@ -175,7 +214,7 @@ pub(super) fn is_member(name: &str) -> bool {
 }
 
 /// The directory of a fingerprint.
-pub(super) fn hex(fingerprint: &[u8; 16]) -> String {
+pub(crate) fn hex(fingerprint: &[u8; 16]) -> String {
     fingerprint.iter().fold(String::with_capacity(32), |mut name, byte| {
         write!(name, "{byte:02x}").expect("a String takes what it is given");
         name
@@ -183,10 +222,29 @@ pub(super) fn hex(fingerprint: &[u8; 16]) -> String {
 }
 
 /// The fingerprint of a directory's name, if it is one of ours.
-pub(super) fn unhex(name: &str) -> Option<[u8; 16]> {
+pub(crate) fn unhex(name: &str) -> Option<[u8; 16]> {
     let mut fingerprint = [0; 16];
     for (at, byte) in fingerprint.iter_mut().enumerate() {
         *byte = u8::from_str_radix(name.get(2 * at..2 * at + 2)?, 16).ok()?;
     }
     (hex(&fingerprint) == name).then_some(fingerprint)
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::{DIR_FLAGS, open_below};
+    use crate::ssd::dir::tests::Root;
+    use rustix::fs::{CWD, Mode, openat};
+    use std::os::fd::AsFd;
+
+    #[test]
+    fn nothing_is_made_in_a_directory_that_is_gone() {
+        let root = Root::new("gone");
+        std::fs::create_dir(&root.0).expect("create");
+        let above = openat(CWD, &root.0, DIR_FLAGS, Mode::empty()).expect("open");
+        std::fs::remove_dir(&root.0).expect("remove");
+        let mut made = Vec::new();
+        let below = open_below(above.as_fd(), "0", &root.0.join("0"), false, &mut made);
+        assert!(below.expect("no error").is_none() && made.is_empty());
+    }
 }

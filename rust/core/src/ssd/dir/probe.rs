@@ -4,14 +4,14 @@
 //! is made. Never does: touch anything that was there before. Invariant: nothing is left behind,
 //! however the probe ends.
 
-use super::files::{FILE_MODE, Folder, bypass, direct_align, fallocate, is_tmpfs};
+use super::files::{Folder, bypass, direct_align, fallocate, is_tmpfs};
+use super::scratch::nameless;
 use super::{Notes, place::DIR_FLAGS};
 use crate::arena::{Arena, ArenaConfig, Memory, MemoryId, Prefault, Region, Rows, RowsMut};
 use crate::io::{Completion, Engine, Fault, FileId, Op, Pool, Request, cached_pages};
 use crate::units::FrameId;
-use rustix::fs::{AtFlags, CWD, IFlags, Mode, OFlags, fstat, ioctl_getflags, openat, unlinkat};
+use rustix::fs::{CWD, IFlags, Mode, fstat, ioctl_getflags, openat};
 use rustix::io::Errno;
-use std::hash::BuildHasher;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
@@ -58,7 +58,7 @@ pub struct DirProbe {
 pub fn probe_directory(path: &Path) -> Result<DirProbe, Failed> {
     let step = |name| move |errno: Errno| (name, errno.raw_os_error());
     let folder = openat(CWD, path, DIR_FLAGS, Mode::empty()).map_err(step("open"))?;
-    let (file, unnamed) = make(&folder).map_err(step("create"))?;
+    let (file, unnamed) = nameless(&folder).map_err(step("create"))?;
     let len = u64::from(PROBE_BYTES);
     let fallocate_errno = fallocate(file.as_fd(), 0, len).err().map(Errno::raw_os_error);
     let blocks = fstat(&file).map_or(0, |stat| u64::try_from(stat.st_blocks).unwrap_or(0));
@@ -82,22 +82,6 @@ pub fn probe_directory(path: &Path) -> Result<DirProbe, Failed> {
         failed,
         fallbacks: notes.fallbacks,
     })
-}
-
-/// A new file without a name; true: it never had one.
-fn make(folder: &OwnedFd) -> rustix::io::Result<(OwnedFd, bool)> {
-    let access = OFlags::RDWR | OFlags::CLOEXEC;
-    match openat(folder, ".", access | OFlags::TMPFILE, FILE_MODE) {
-        Ok(file) => return Ok((file, true)),
-        Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL | Errno::NOENT) => {}
-        Err(errno) => return Err(errno),
-    }
-    let random = std::collections::hash_map::RandomState::new().hash_one(());
-    let name = format!(".keystow-doctor.{}.{random:016x}", std::process::id());
-    let only_new = OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW;
-    let file = openat(folder, &name, access | only_new, FILE_MODE)?;
-    unlinkat(folder, &name, AtFlags::empty())?;
-    Ok((file, false))
 }
 
 /// Writes a pattern, syncs, reads it into other memory and compares.

@@ -13,7 +13,7 @@ use crate::ssd::format::{self, Broken, Super};
 use std::fs::File;
 use std::io::Read;
 
-const LAYOUT: &str = "layout.json";
+pub(super) const LAYOUT: &str = "layout.json";
 /// The next `layout.json`, until it is whole.
 const LAYOUT_NEW: &str = "layout.json.new";
 /// Entries looked at when a directory is surveyed; more are somebody else's.
@@ -35,14 +35,18 @@ pub(super) struct Survey {
 }
 
 impl Survey {
-    pub(super) fn warn(&self, at: &Folder<'_>, notes: &mut Notes) {
+    /// What is not ours, if anything: how many names, and some of them.
+    pub(super) fn foreign(&self) -> Option<(usize, String)> {
         let count = self.foreign_count;
-        if count > 0 {
+        let more = if count > self.foreign.len() { ", ..." } else { "" };
+        (count > 0).then(|| (count, format!("{}{more}", self.foreign.join(", "))))
+    }
+
+    pub(super) fn warn(&self, at: &Folder<'_>, notes: &mut Notes) {
+        if let Some((count, shown)) = self.foreign() {
             let path = at.path.display();
-            let shown = self.foreign.join(", ");
-            let more = if count > self.foreign.len() { ", ..." } else { "" };
             notes.warnings.push(format!(
-                "{path}: {count} files that are not the store's are left alone ({shown}{more})."
+                "{path}: {count} files that are not the store's are left alone ({shown})."
             ));
         }
     }
@@ -159,20 +163,24 @@ fn check_layout(config: &DirConfig<'_>, at: &Folder<'_>, found: &Super) -> Resul
 
 /// Removes all that is ours but LOCK. SUPER goes last: without the table it promises nothing.
 pub(super) fn reset(at: &Folder<'_>) -> Result<(), Error> {
-    at.remove(TABLE)?;
+    for name in ours(at)? {
+        at.remove(&name)?;
+    }
+    sync_folder(at.folder, at.path)
+}
+
+/// The names of ours but LOCK, in the order in which they are removed.
+pub(super) fn ours(at: &Folder<'_>) -> Result<Vec<String>, Error> {
     let entries = rustix::fs::Dir::read_from(at.folder)
         .map_err(|errno| failed("list", at.path, errno))?
         .take(ENTRIES_MAX);
-    let slots_files: Vec<u32> = entries
+    let slots_files = entries
         .filter_map(|entry| slots_number(&entry.ok()?.file_name().to_string_lossy()))
-        .collect();
-    for file in slots_files {
-        at.remove(&slots_name(file))?;
-    }
-    for name in [LAYOUT, LAYOUT_NEW, SUPER] {
-        at.remove(name)?;
-    }
-    sync_folder(at.folder, at.path)
+        .map(slots_name);
+    let mut names = vec![TABLE.to_owned()];
+    names.extend(slots_files);
+    names.extend([LAYOUT, LAYOUT_NEW, SUPER].map(str::to_owned));
+    Ok(names)
 }
 
 /// Says what a reopen drops, and what was gone before it.
@@ -210,7 +218,7 @@ pub(super) fn warn_of_change(
 pub(super) fn write_layout(
     config: &DirConfig<'_>,
     at: &Folder<'_>,
-    files: &mut Files<'_>,
+    files: &mut Files<'_, '_>,
     kept: bool,
     notes: &mut Notes,
 ) -> Result<(), Error> {

@@ -1,5 +1,7 @@
 //! Tests of the directory on disk, over real files.
 
+mod reclaiming;
+mod removal;
 mod room;
 mod sights;
 mod sizes;
@@ -39,6 +41,7 @@ impl Root {
             capacity_bytes: capacity_of(slots),
             stride_bytes: STRIDE,
             reset_on_mismatch: false,
+            reclaim: false,
             read_only: false,
             slots_a_file: 3,
             direct: false,

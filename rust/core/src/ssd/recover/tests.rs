@@ -138,22 +138,73 @@ fn long_chains_and_circles_need_no_stack() {
     assert_eq!(round.blocks[0].parent, None);
 }
 
+/// Sorts records out in steps of so many; also how many steps that took.
+fn in_steps(records: &[Record], clear_epoch: u32, most: usize) -> (Plan, usize) {
+    let mut sorter = Sorter::new(records.len(), clear_epoch, BLOCK_BYTES);
+    let (mut steps, mut before) = (0, (0, records.len() as u64));
+    loop {
+        steps += 1;
+        let told = sorter.told();
+        let done = sorter.step(numbered(records).skip(told), most);
+        let now = sorter.progress();
+        assert!(before.0 <= now.0 && now.0 <= now.1 && now.1 == before.1, "{before:?} {now:?}");
+        before = now;
+        if done {
+            assert_eq!(now.0, now.1);
+            return (sorter.finish(), steps);
+        }
+    }
+}
+
+fn same(one: &Plan, other: &Plan) -> bool {
+    (&one.blocks, &one.by_age, &one.blank) == (&other.blocks, &other.by_age, &other.blank)
+        && (one.counts, one.epoch_max) == (other.counts, other.epoch_max)
+}
+
+/// By the number of steps: none did more than its share, on a chain as long as the table that is
+/// met from its end, and on a circle of everything.
+#[test]
+fn a_step_does_no_more_than_it_may() {
+    const LONG: u32 = 5000;
+    const MOST: usize = 64;
+    let born = |name: u32| generation(1, u64::from(LONG - name));
+    let mut records: Vec<Record> =
+        (0..LONG).rev().map(|name| record(name, name.checked_sub(1), born(name))).collect();
+    let looks = |stage: usize| stage.div_ceil(MOST);
+    let once = LONG as usize;
+    // Candidates, winners, links; start, up and down; blocks; two digits of the depth, the end.
+    let least = |chains| 7 * looks(once) + looks(chains);
+    let least_steps = least(3 * once);
+    let (straight, steps) = in_steps(&records, 0, MOST);
+    assert!(steps >= least_steps, "{steps} steps, {least_steps} at least");
+    assert!(same(&straight, &plan(numbered(&records), 0, BLOCK_BYTES)));
+    // The youngest closes a circle: around it, all but the oldest given up, and up once more.
+    records[once - 1] = record(0, Some(LONG - 1), born(0));
+    let (round, steps) = in_steps(&records, 0, MOST);
+    assert_eq!((round.counts.cycles, round.counts.live), (1, LONG));
+    let least_steps = least(6 * once - 3);
+    assert!(steps >= least_steps, "{steps} steps, {least_steps} at least");
+    assert!(same(&round, &plan(numbered(&records), 0, BLOCK_BYTES)));
+}
+
 #[test]
 fn keys_of_one_hash_are_told_apart() {
     let records: Vec<Record> = (0..50).map(|name| record(name, None, generation(1, 1))).collect();
-    let found = candidates(numbered(&records), 0, BLOCK_BYTES, &mut Plan::default());
+    let mut sorter = Sorter::new(records.len(), 0, BLOCK_BYTES);
+    sorter.step(numbered(&records), usize::MAX);
+    let found = &sorter.found;
     let mut index = Index::new(found.len());
     // The second word of all these keys: every product is 0.
     index.secret[1] = 1;
     for (number, block) in found.iter().enumerate() {
-        let (at, cell) = index.cell(&found, &block.key);
+        let (at, cell) = index.cell(found, &block.key);
         assert_eq!((at, candidate(cell)), (number, NONE));
         index.cells[at] = cell | (number as u64 + 1);
     }
     for (number, block) in found.iter().enumerate() {
-        assert_eq!(candidate(index.cell(&found, &block.key).1), number as u32);
+        assert_eq!(candidate(index.cell(found, &block.key).1), number as u32);
     }
-    assert_eq!(candidate(index.cell(&found, &key(50)).1), NONE);
+    assert_eq!(candidate(index.cell(found, &key(50)).1), NONE);
 }
 
 /// What the module says, as one would first write it.
@@ -270,11 +321,23 @@ proptest! {
         let mut ages = plan.by_age.clone();
         let age = |at: &u32| {
             let block = &plan.blocks[*at as usize];
-            (block.last_use, block.hits, !depth_of(&plan, *at as usize))
+            (block.last_use, block.hits, !depth_of(&plan, *at as usize), *at)
         };
         prop_assert!(ages.is_sorted_by_key(age));
         ages.sort_unstable();
         prop_assert_eq!(ages, (0..live).collect::<Vec<_>>());
+    }
+
+    /// The plan is the same, however small the pieces are in which it is made.
+    #[test]
+    fn pieces_of_any_size_make_the_same_plan(
+        records in proptest::collection::vec(any_record(), 0..40), clear_epoch in 0..3_u32,
+    ) {
+        let whole = plan(numbered(&records), clear_epoch, BLOCK_BYTES);
+        for most in [1, 2, 7, 1000, usize::MAX] {
+            let (pieces, _) = in_steps(&records, clear_epoch, most);
+            prop_assert!(same(&pieces, &whole), "{most}: {pieces:?} {whole:?}");
+        }
     }
 
     /// Bytes of any kind make a plan that accounts for each of them.

@@ -62,7 +62,7 @@ impl History {
         let after = self.rng.below(12) as u32;
         let next = FailNext { op: None, after, mishap: Mishap::Hang, forever: true };
         let power = self.rng.one_in(2);
-        let warm = if power { Vec::new() } else { self.must_be_warm(self.now_us()) };
+        let at_us = self.now_us();
         let which = self.rng.below(6);
         let what = [What::Put, What::Remove, What::Remove, What::Clear, What::Other, What::Get];
         self.harmed_within(|history| {
@@ -78,7 +78,8 @@ impl History {
             history.look()
         })?;
         self.disk(|disk| disk.faults(|faults| faults.fail_next = None));
-        let warm: Vec<usize> = warm.into_iter().filter(|n| self.there[*n]).collect();
+        // What left the SSD meanwhile may be in RAM again, its slot written by another block.
+        let warm = if power { Vec::new() } else { self.must_be_warm(at_us) };
         self.die(what[which as usize], power, &warm)
     }
 

@@ -182,7 +182,7 @@ impl History {
         let driver = self.store.driver.as_ref().expect("an SSD tier");
         let (mut reaped, mut wait) = (Vec::new(), Duration::ZERO);
         loop {
-            driver.engine.reap(wait, &mut reaped);
+            driver.engine().expect("a simulated disk").reap(wait, &mut reaped);
             let next = self.store.pump(&mut reaped);
             let left_us = until_us.saturating_sub(self.store.parts.clock.now_us());
             if left_us == 0 {

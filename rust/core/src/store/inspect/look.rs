@@ -77,18 +77,8 @@ impl Look {
     /// Opens a member's directory. `direct`: past the page cache where that can be, so that what
     /// is read is what the disk has.
     pub(super) fn open(member: &Member, direct: bool) -> Result<Self, Error> {
-        let opened = dir::open(&DirConfig {
-            root: &member.root,
-            fingerprint: member.fingerprint,
-            member: &member.name,
-            layout_json: "",
-            capacity_bytes: 0,
-            stride_bytes: 0,
-            reset_on_mismatch: false,
-            read_only: true,
-            slots_a_file: 0,
-            direct,
-        })?;
+        let look = DirConfig::to_look(&member.root, member.fingerprint, &member.name);
+        let opened = dir::open(&DirConfig { direct, ..look })?;
         let found = opened.super_block.expect("a look has a SUPER or fails");
         let mut look = Self {
             files: opened.files.into_iter().map(|(file, _)| File::from(file)).collect(),

@@ -6,7 +6,6 @@
 
 use super::{Budget, Keeper};
 use crate::event::EventKind;
-use crate::ssd::format::EPOCH_MAX;
 use crate::store::Parts;
 use crate::units::Slot;
 
@@ -32,16 +31,16 @@ impl Keeper {
         if self.sweeping() && self.unswept_clears >= SWEEP_LAG_MAX {
             return Cleared::Later;
         }
-        let next = parts.directory.epoch().saturating_add(1);
-        if self.tier.is_some() && next > EPOCH_MAX {
-            return Cleared::NoEpoch(next);
-        }
+        let round = match self.tier.as_mut().map(|tier| tier.clear()).transpose() {
+            Ok(round) => round,
+            Err(epoch) => return Cleared::NoEpoch(epoch),
+        };
+        self.forget_before();
         parts.directory.next_epoch();
         (self.sweep_at, self.sweep_end) = (0, parts.directory.used_headers());
         self.unswept_clears += 1;
         self.log.add(EventKind::Cleared, None, if self.tier.is_some() { "" } else { "ram" });
-        let epoch = parts.directory.epoch();
-        Cleared::Done(self.tier.as_mut().map(|tier| tier.clear(epoch)))
+        Cleared::Done(round)
     }
 
     /// Takes cleared blocks away, a budget at a time; false while some may be left.

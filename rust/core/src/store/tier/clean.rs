@@ -38,6 +38,7 @@ impl Tier {
             let quiet = self.superblock.is_pending() || self.syncing.holds_writes();
             if trust == Trust::Nothing
                 || quiet
+                || self.recovering
                 || self.end > End::NotYet
                 || !self.writing.has_room(self.geometry.stride_bytes)
             {

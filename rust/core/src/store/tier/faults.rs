@@ -159,9 +159,25 @@ impl Tier {
 
     fn trust_again(&mut self, with: &mut With<'_>) {
         self.stats.breaker_closed += 1;
+        if self.recovering {
+            return;
+        }
         self.let_dirty_leave(with, Dirty::Stay);
         self.stuck = false;
         with.policy.name_again();
+    }
+
+    /// RAM goes on alone: nothing is written now.
+    fn is_apart(&self) -> bool {
+        self.recovering || self.breaker.is_open()
+    }
+
+    /// Everything is taken in: from here on the tier takes its part.
+    pub(in crate::store) fn join(&mut self, with: &mut With<'_>) {
+        self.recovering = false;
+        if !self.breaker.is_open() {
+            self.let_dirty_leave(with, Dirty::Stay);
+        }
     }
 
     fn let_dirty_leave(&mut self, with: &mut With<'_>, dirty: Dirty) {
@@ -191,7 +207,7 @@ impl Tier {
     /// The put for which dirty blocks were let go has taken what it could.
     pub(in crate::store) fn end_drops(&mut self, with: &mut With<'_>) {
         self.drops_allowed = 0;
-        if !self.breaker.is_open() {
+        if !self.is_apart() {
             self.let_dirty_leave(with, Dirty::Stay);
         }
     }
@@ -203,7 +219,7 @@ impl Tier {
                 self.let_dirty_leave(with, Dirty::Holes);
                 return true;
             }
-            Dirty::Holes if self.breaker.is_open() => self.dirty = Dirty::Leaves,
+            Dirty::Holes if self.is_apart() => self.dirty = Dirty::Leaves,
             Dirty::Holes => self.dirty = Dirty::Stay,
             Dirty::Stay => {}
         }
@@ -224,7 +240,7 @@ impl Tier {
             &mut self.stats.dropped_retired
         } else if refused && self.dirty == Dirty::Stay {
             &mut self.stats.dropped_refused
-        } else if self.breaker.is_open() {
+        } else if self.is_apart() {
             &mut self.stats.dropped_off
         } else {
             &mut self.stats.dropped_waited
@@ -232,7 +248,7 @@ impl Tier {
         *counter += 1;
         if self.drops_allowed > 0 && !retired {
             self.drops_allowed -= 1;
-            if self.drops_allowed == 0 && !self.breaker.is_open() {
+            if self.drops_allowed == 0 && !self.is_apart() {
                 self.dirty = Dirty::Stay;
             }
         }

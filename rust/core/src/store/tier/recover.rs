@@ -1,28 +1,69 @@
-//! The tier at open: what the table says comes back into the index.
+//! What the table says comes back into the index, at open or while the store is in use.
 //!
 //! Owns: the way from pages to headers. Never does: read a payload; the first read of each block
-//! verifies it; hold the lock for more than a piece, but to sort the records out. Invariants: no
-//! record is trusted (`ssd::recover` sorts them out); parents come before children, a missing one
-//! becomes a hole; what does not come back is blanked; the order is that of the last use.
+//! verifies it; hold the lock for more than a piece. Invariants: no record is trusted
+//! (`ssd::recover` sorts them out); parents come before children, a missing one becomes a hole;
+//! what does not come back is blanked; the order is that of the last use. In a store in use what
+//! RAM has is newer, what was removed stays gone, and a clear ends it: no more blocks come.
 
 use super::{OnSsd, Tier, With};
+use crate::arena::room_for;
 use crate::directory::Restored;
 use crate::event::EventKind;
+use crate::key::Key;
 use crate::policy::Policy;
 use crate::ssd::format::{self, EPOCH_MAX, PAGE_BYTES};
-use crate::ssd::recover::{Found as Block, Parent, Plan, plan};
+use crate::ssd::recover::{Found as Block, Parent, Plan, Sorter};
 use crate::units::Slot;
+use std::collections::HashSet;
 
 /// So far ahead a bin is asked for before its block is entered.
 const AHEAD: usize = 16;
 
-/// A recovery under way: what is to be entered, and how far that is.
+/// Records, pages or blocks of one piece at open, while nobody else wants the lock.
+pub(in crate::store) const RECOVERED_A_HOLD: usize = 4096;
+
+/// Keys remembered as removed; with more, nothing comes back.
+const REMOVED_MAX: usize = 1 << 16;
+
+/// Keys removed before their records were seen.
+#[derive(Default)]
+pub(in crate::store) struct Removed {
+    keys: HashSet<[u64; 2]>,
+    /// There were too many.
+    all: bool,
+}
+
+impl Removed {
+    pub(in crate::store) fn add(&mut self, keys: &[Key]) {
+        if self.keys.len() + keys.len() > REMOVED_MAX {
+            *self = Self { keys: HashSet::new(), all: true };
+        } else if !self.all {
+            self.keys.extend(keys.iter().map(Key::words));
+        }
+    }
+
+    fn has(&self, key: &Key) -> bool {
+        self.all || self.keys.contains(&key.words())
+    }
+}
+
+/// A recovery under way: what is to be blanked and entered, and how far that is.
 pub(in crate::store) struct Recovery {
     plan: Plan,
+    /// In this epoch of the disk: later ones have cleared what it would bring back.
+    epoch: u32,
+    /// Calls are in progress meanwhile.
+    in_use: bool,
+    /// How many of the slots to blank are blank, and of the pages to be written anew marked.
+    blanked: usize,
+    distrusted: u32,
     /// Where the first blocks of the plan are now; none where one did not come in.
     entered: Vec<Option<(Slot, u32)>>,
     /// How many of those, oldest first, have their place in the order.
     aged: usize,
+    /// Blocks used since they were entered, youngest again once all have their place.
+    used: Vec<u32>,
     round: u64,
 }
 
@@ -70,14 +111,28 @@ impl Tier {
         self.bounce_free.retain(|frame| !frames.contains(&frame.0));
     }
 
-    /// Sorts out the records of all pages, and begins a new epoch: nothing of an earlier one is
-    /// written any more. Blocks are entered by `enter_some`.
+    /// Begins to sort out the records of all pages.
+    pub(in crate::store) fn begin_sorting(&self) -> Sorter {
+        let clear_epoch = self.superblock.clear_epoch();
+        Sorter::new(self.table.slots() as usize, clear_epoch, self.geometry.block_bytes)
+    }
+
+    /// Sorts out some more; whether that was all. The image does not change meanwhile.
+    pub(in crate::store) fn sort_some(&self, sorter: &mut Sorter) -> bool {
+        let told = sorter.told();
+        sorter.step(self.table.records_from(told), RECOVERED_A_HOLD)
+    }
+
+    /// Begins a new epoch: nothing of an earlier one is written any more. What the records came to
+    /// is taken in by `recover_some`. `in_use`: while calls are in progress.
     ///
     /// # Errors
     /// The epoch that would have to begin, where the format has none left; nothing has changed.
-    pub(in crate::store) fn begin_recovery(&mut self, with: &With<'_>) -> Result<Recovery, u32> {
-        let clear_epoch = self.superblock.clear_epoch();
-        let plan = plan(self.table.records(), clear_epoch, self.geometry.block_bytes);
+    pub(in crate::store) fn begin_recovery(
+        &mut self,
+        plan: Plan,
+        in_use: bool,
+    ) -> Result<Recovery, u32> {
         #[cfg(all(test, not(loom)))]
         {
             self.sorted_out = plan.counts;
@@ -86,78 +141,160 @@ impl Tier {
         if epoch > EPOCH_MAX {
             return Err(epoch);
         }
-        with.parts.directory.set_epoch(epoch);
         let round = self.superblock.boot(epoch);
-        for slot in &plan.blank {
-            self.table.blank(*slot, with.now_us);
-        }
-        if self.superblock.is_distrusted() {
-            // What was read may be in the disk's cache alone, and its owner believed lost.
-            self.distrust_table(with.now_us);
-        }
+        self.stats.recovery_all = plan.blocks.len() as u64;
         self.stats.recovered_orphans = u64::from(plan.counts.orphans);
-        Ok(Recovery { entered: Vec::with_capacity(plan.blocks.len()), plan, aged: 0, round })
+        // What was read may be in the disk's cache alone, and its owner believed lost.
+        let distrusted = if self.superblock.is_distrusted() { 0 } else { self.table.pages() };
+        let entered = room_for(plan.blocks.len());
+        let (blanked, aged, used) = (0, 0, Vec::new());
+        Ok(Recovery { plan, epoch, in_use, blanked, distrusted, entered, aged, used, round })
     }
 
-    /// Enters at most so many more blocks and puts at most as many in their order of age; whether
-    /// that was all.
-    pub(in crate::store) fn enter_some(
+    /// Takes in at most so many more slots to blank, pages to write anew, blocks, or blocks in
+    /// their order of age; how many it did. None are left where it did none.
+    pub(in crate::store) fn recover_some(
         &mut self,
         with: &mut With<'_>,
         recovery: &mut Recovery,
+        removed: Option<&Removed>,
         most: usize,
-    ) -> bool {
-        let Recovery { plan, entered, aged, .. } = recovery;
+    ) -> usize {
+        #[cfg(all(test, not(loom)))]
+        let before = self.taken_in();
+        let did = self.take_in_some(with, recovery, removed, most);
+        #[cfg(all(test, not(loom)))]
+        {
+            let did = self.taken_in().into_iter().zip(before).map(|(is, was)| is.abs_diff(was));
+            self.recovered_a_hold_max = did.fold(self.recovered_a_hold_max, u64::max);
+        }
+        did
+    }
+
+    fn take_in_some(
+        &mut self,
+        with: &mut With<'_>,
+        recovery: &mut Recovery,
+        removed: Option<&Removed>,
+        most: usize,
+    ) -> usize {
+        let Recovery { plan, blanked, distrusted, entered, .. } = recovery;
+        let (first, end) = (*blanked, plan.blank.len().min(*blanked + most));
+        if first < end {
+            plan.blank[first..end].iter().for_each(|slot| self.table.blank(*slot, with.now_us));
+            *blanked = end;
+            return end - first;
+        }
+        let (first, end) = (*distrusted, self.table.pages().min(*distrusted + most as u32));
+        if first < end {
+            (first..end).for_each(|page| self.table.distrust(page, with.now_us));
+            *distrusted = end;
+            return (end - first) as usize;
+        }
+        if entered.len() < plan.blocks.len() {
+            return self.enter_some(with, recovery, removed, most);
+        }
+        self.age_some(with, recovery, most)
+    }
+
+    /// Whether a clear has voided what is still to come.
+    fn is_void(&self, recovery: &Recovery) -> bool {
+        self.superblock.epoch() != recovery.epoch
+    }
+
+    fn enter_some(
+        &mut self,
+        with: &mut With<'_>,
+        recovery: &mut Recovery,
+        removed: Option<&Removed>,
+        most: usize,
+    ) -> usize {
+        let void = self.is_void(recovery);
+        let Recovery { plan, entered, in_use, .. } = recovery;
         let epoch = with.parts.directory.epoch();
         let before = (self.stats.recovered, self.stats.recovered_bytes);
-        let end = plan.blocks.len().min(entered.len() + most);
-        for at in entered.len()..end {
+        let (first, end) = (entered.len(), plan.blocks.len().min(entered.len() + most));
+        for at in first..end {
+            let block = &plan.blocks[at];
+            if void || removed.is_some_and(|removed| removed.has(&block.key)) {
+                self.table.blank(block.slot, with.now_us);
+                entered.push(None);
+                continue;
+            }
             if let Some(soon) = plan.blocks.get(at + AHEAD) {
                 with.parts.directory.fetch_bin(soon.key);
             }
-            let parent = match plan.blocks[at].parent {
-                Some(Parent::Block(at)) => entered[at as usize],
-                _ => None,
+            let (parent, above) = match block.parent {
+                Some(Parent::Block(at)) => {
+                    (entered[at as usize], Some(plan.blocks[at as usize].key))
+                }
+                Some(Parent::Missing(key)) => (None, Some(key)),
+                None => (None, None),
             };
-            entered.push(self.enter_block(with, &plan.blocks[at], parent, epoch));
+            let parent = parent.filter(|(slot, of)| with.parts.directory.is_live(*slot, *of));
+            let entry = self.enter_block(with, block, parent, above, epoch);
+            if let (true, Some((slot, _))) = (*in_use, entry) {
+                // Whatever happens to the block until all are in finds it in the order.
+                self.order.insert(slot, block.key.words(), 0, &OnSsd(&with.parts.directory));
+            }
+            entered.push(entry);
         }
         let blocks = (self.stats.recovered - before.0) as i64;
         let bytes = (self.stats.recovered_bytes - before.1) as i64;
         with.parts.counters.resident(epoch, blocks, bytes);
-        if entered.len() < plan.blocks.len() {
-            return false;
-        }
-        let end = plan.by_age.len().min(*aged + most);
-        let directory = &with.parts.directory;
-        for at in &plan.by_age[*aged..end] {
-            if let Some((slot, _)) = entered[*at as usize] {
-                let key = plan.blocks[*at as usize].key;
-                self.order.insert(slot, key.words(), 0, &OnSsd(directory));
-            }
-        }
-        *aged = end;
-        end == plan.by_age.len()
+        end - first
     }
 
-    /// Enters one block under its parent, or blanks its record.
+    /// Gives some more blocks their place in the order of age, oldest first.
+    fn age_some(&mut self, with: &mut With<'_>, recovery: &mut Recovery, most: usize) -> usize {
+        if self.is_void(recovery) {
+            return 0;
+        }
+        let Recovery { plan, entered, in_use, aged, used, .. } = recovery;
+        let directory = &with.parts.directory;
+        let first = *aged;
+        let all = plan.by_age.len();
+        for at in first..(all + used.len()).min(first + most) {
+            *aged += 1;
+            let number = if at < all { plan.by_age[at] } else { used[at - all] };
+            let Some((slot, of)) = entered[number as usize] else { continue };
+            let block = &plan.blocks[number as usize];
+            if !*in_use {
+                self.order.insert(slot, block.key.words(), 0, &OnSsd(directory));
+            } else if directory.is_live(slot, of) {
+                let (last_use, hits) = directory.usage(slot);
+                if at < all && (last_use != block.last_use || hits > block.hits) {
+                    used.push(number);
+                } else {
+                    self.order.touch(slot, &OnSsd(directory));
+                }
+            }
+        }
+        *aged - first
+    }
+
+    /// Enters one block under its parent, or blanks its record. A parent that is not where it was
+    /// entered, or never was, is looked for by its key.
     fn enter_block(
         &mut self,
         with: &mut With<'_>,
         block: &Block,
         parent: Option<(Slot, u32)>,
+        above: Option<Key>,
         epoch: u32,
     ) -> Option<(Slot, u32)> {
         let directory = &with.parts.directory;
-        let hole = match block.parent {
-            Some(Parent::Missing(key)) => directory.hole(key, epoch),
-            _ => None,
-        };
-        let parent = parent.or(hole.map(|hole| (hole.slot, hole.generation)));
+        let by_key = above.filter(|_| parent.is_none());
+        let found = by_key.and_then(|key| directory.hole(key, epoch));
+        let parent = parent.or(found.map(|found| (found.slot, found.generation)));
         let usage = (block.last_use, block.hits);
         let (key, ssd, len) = (block.key, block.slot, block.len);
         let entry = directory.restore(&Restored { key, parent, ssd, len, usage });
-        if let Some(hole) = hole {
-            directory.unpin(hole.slot);
+        if let Some(found) = found {
+            directory.unpin(found.slot);
+            if entry.is_some() && with.policy.take_back(found.slot) {
+                self.wanted_again(found.slot, found.generation);
+            }
         }
         if entry.is_some() {
             self.slots.mark_used(ssd);

@@ -208,3 +208,23 @@ fn a_flush_whose_sync_fails_does_not_say_that_all_is_safe() {
     assert_eq!(store.flush_some(Duration::from_secs(5)).ok(), Some((0, true)));
     valid(&store);
 }
+
+/// Each open may die before its sync: what the next one found was in no copy on the disk yet, and
+/// it wrote over the other one.
+#[test]
+fn opens_that_die_one_after_the_other_leave_a_whole_super() {
+    for (syncs, seed) in (0..3).flat_map(|syncs| (0..16).map(move |seed| (syncs, seed))) {
+        let store = open(8, 64);
+        assert_eq!(put(&store, 0..4), 4);
+        assert_eq!(store.flush(Duration::from_secs(5)).ok(), Some(0));
+        for _ in 0..2 {
+            let next =
+                FailNext { op: Some(Op::Sync), after: syncs, mishap: Mishap::Hang, forever: true };
+            faults(&store, |faults| faults.fail_next = Some(next));
+            let _ = store.crash(seed, false);
+        }
+        faults(&store, |faults| faults.fail_next = None);
+        let last = store.crash(seed, true).expect("one copy is whole");
+        assert_eq!(get(&last, 0..4), 4, "after {syncs} syncs, seed {seed}");
+    }
+}

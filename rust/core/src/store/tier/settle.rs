@@ -11,7 +11,7 @@ use super::jobs::Job;
 use super::{End, SLOTS_FILE, SUPER_FILE, TABLE_FILE, Tier};
 use crate::arena::{MemoryId, Region, Rows};
 use crate::io::{FileId, Op, Request};
-use crate::ssd::format::{PAGE_BYTES, SUPER_COPIES, Super};
+use crate::ssd::format::{EPOCH_MAX, PAGE_BYTES, SUPER_COPIES, Super};
 use crate::ssd::table::FLUSH_US;
 use crate::units::FrameId;
 
@@ -33,6 +33,9 @@ pub(super) struct Superblock {
     done: u64,
     failed: u64,
     retry_at_us: u64,
+    /// What was found at open is on stable storage. Until then the other copy must stay as it is:
+    /// an earlier process may have died between the write of the newest one and its sync.
+    found_is_stable: bool,
 }
 
 impl Superblock {
@@ -46,6 +49,7 @@ impl Superblock {
             done: 0,
             failed: 0,
             retry_at_us: 0,
+            found_is_stable: false,
         }
     }
 
@@ -158,10 +162,17 @@ fn round(mine: u64, done: u64, failed: u64) -> Round {
 
 impl Tier {
     /// Everything stored so far is void, on disk too once the round is confirmed.
-    pub(in crate::store) fn clear(&mut self, epoch: u32) -> u64 {
+    ///
+    /// # Errors
+    /// The epoch that would have to begin, where the format has none left; nothing has changed.
+    pub(in crate::store) fn clear(&mut self) -> Result<u64, u32> {
+        let epoch = self.superblock.epoch() + 1;
+        if epoch > EPOCH_MAX {
+            return Err(epoch);
+        }
         self.superblock.image.clear_epoch = self.superblock.image.epoch;
         self.superblock.image.epoch = epoch;
-        self.superblock.ask()
+        Ok(self.superblock.ask())
     }
 
     /// Brings SUPER to disk as it is.
@@ -204,7 +215,8 @@ impl Tier {
     }
 
     pub(super) fn start_settling(&mut self, now_us: u64) {
-        let urgent = self.syncing.wanted();
+        // Until all records are seen, those to be blanked are not blank.
+        let urgent = self.syncing.wanted() && !self.recovering;
         if self.end == End::Nothing {
             return;
         }
@@ -227,7 +239,12 @@ impl Tier {
         if wanted && self.superblock.phase == Phase::Idle && !self.bounce_free.is_empty() {
             self.superblock.running = self.superblock.asked;
             self.superblock.copies_left = SUPER_COPIES;
-            self.start_super(now_us);
+            if self.superblock.found_is_stable {
+                self.start_super(now_us);
+            } else {
+                self.superblock.phase = Phase::Syncing;
+                self.sync_file(SUPER_FILE, Job::SyncSuper, now_us);
+            }
         }
     }
 
@@ -288,6 +305,18 @@ impl Tier {
     }
 
     pub(super) fn end_super_sync(&mut self, now_us: u64, good: bool) {
+        if !self.superblock.found_is_stable {
+            // Nothing of this round was written yet.
+            self.superblock.found_is_stable = good;
+            if !good {
+                self.fail_round(now_us);
+            } else if self.bounce_free.is_empty() {
+                self.superblock.phase = Phase::Idle;
+            } else {
+                self.start_super(now_us);
+            }
+            return;
+        }
         self.superblock.copies_left -= 1;
         if !good {
             self.fail_super(now_us);
@@ -305,10 +334,14 @@ impl Tier {
     }
 
     fn fail_super(&mut self, now_us: u64) {
+        // The same copy again: the other one is whole.
+        self.superblock.image.sequence += 1;
+        self.fail_round(now_us);
+    }
+
+    fn fail_round(&mut self, now_us: u64) {
         self.superblock.phase = Phase::Idle;
         self.superblock.failed = self.superblock.running;
         self.superblock.retry_at_us = now_us + FLUSH_US;
-        // The same copy again: the other one is whole.
-        self.superblock.image.sequence += 1;
     }
 }

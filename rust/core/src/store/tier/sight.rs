@@ -4,6 +4,7 @@
 
 use super::Tier;
 use super::jobs::Job;
+use crate::policy::Policy;
 use crate::ssd::recover::Counts;
 
 /// Requests that are out, by purpose, and what the disk does not have yet.
@@ -56,6 +57,17 @@ impl Tier {
     /// Records of the image that are not free.
     pub(in crate::store) fn records(&self) -> u64 {
         self.table.records().count() as u64
+    }
+
+    /// What a recovery changes: records, dirty pages, blocks entered, blocks in their order.
+    pub(super) fn taken_in(&self) -> [u64; 4] {
+        let pages = u64::from(self.table.dirty_pages());
+        [self.records(), pages, self.stats.recovered, self.order.len()]
+    }
+
+    /// The most of one of these that one hold has changed.
+    pub(in crate::store) fn recovered_a_hold_max(&self) -> u64 {
+        self.recovered_a_hold_max
     }
 
     /// Whether a sync has failed that no other has made good.

@@ -181,7 +181,7 @@ impl Tier {
         budget: &mut Budget,
     ) -> bool {
         let trust = self.breaker.trust(with.now_us);
-        let begins = self.end == End::NotYet && !self.superblock.is_pending();
+        let begins = self.end == End::NotYet && !self.superblock.is_pending() && !self.recovering;
         if trust == Trust::Nothing || !begins {
             return false;
         }

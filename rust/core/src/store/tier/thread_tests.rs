@@ -1,7 +1,7 @@
 //! The tier on real files with threads: what callers see while everything happens at once.
 
 use crate::key::Key;
-use crate::store::{PutOptions, Rows, RowsMut, SsdConfig, Store, StoreConfig};
+use crate::store::{OnLocked, PutOptions, Rows, RowsMut, SsdConfig, Store, StoreConfig};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -27,9 +27,13 @@ impl Drop for Folder {
 }
 
 fn open(folder: &Folder, frames: u64, slots: u64) -> Arc<Store> {
+    open_on(folder, frames, slots, OnLocked::Fail)
+}
+
+fn open_on(folder: &Folder, frames: u64, slots: u64, on_locked: OnLocked) -> Arc<Store> {
     let capacity = 16_384 + slots * BLOCK as u64 + slots.div_ceil(42) * 4096;
     let config = StoreConfig {
-        ssd: Some(SsdConfig::new(&folder.0, capacity)),
+        ssd: Some(SsdConfig { on_locked, ..SsdConfig::new(&folder.0, capacity) }),
         ..StoreConfig::new(frames * BLOCK as u64, BLOCK as u64)
     };
     Store::open(&config).unwrap_or_else(|error| panic!("{error}"))
@@ -141,4 +145,18 @@ fn threads_get_right_bytes_or_less_and_everything_adds_up() {
         get(&again, chain * 16..chain * 16 + 16);
     }
     again.validate().unwrap_or_else(|wrong| panic!("{wrong:?}"));
+}
+
+#[test]
+fn a_store_that_closed_while_it_waited_takes_nothing_later() {
+    let folder = Folder::new("closed-waiting");
+    let owner = open(&folder, 16, 64);
+    assert_eq!(put(&owner, 0..8, 1), 8);
+    let waiting = open_on(&folder, 16, 64, OnLocked::Ram);
+    assert_eq!(put(&waiting, 20..24, 1), 4);
+    assert_eq!(waiting.close(Duration::from_secs(20)).left, 4);
+    assert_eq!(owner.close(Duration::from_secs(20)).left, 0);
+    // Longer than two looks at the lock.
+    std::thread::sleep(Duration::from_millis(300));
+    assert_eq!(open(&folder, 16, 64).stats().blocks, 8);
 }

@@ -2,11 +2,14 @@
 
 use super::*;
 use crate::ssd::dir::tests::Root;
-use crate::ssd::dir::{DirConfig, Opened, list as list_root, open as open_directory};
+use crate::ssd::dir::{
+    DirConfig, Opened, list as list_root, list_all, open as open_directory, remove,
+};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -233,6 +236,88 @@ fn a_lock_on_a_file_that_lost_its_name_is_none() {
     assert!(!named(&second));
     drop((first, second));
     drop(open_directory(&root.config(3)).expect("open"));
+}
+
+/// Runs `work` in a thread that has the directory open and waits for the list of locks, while
+/// `meanwhile` does to the directory what another process may.
+fn overtaken<T: Send>(
+    root: &Root,
+    work: impl FnOnce() -> T + Send,
+    meanwhile: impl FnOnce(&Path),
+) -> T {
+    let member = root.file("").components().collect::<PathBuf>();
+    let entered = || {
+        let descriptors = std::fs::read_dir("/proc/self/fd").expect("procfs");
+        let mut links = descriptors.filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok());
+        links.any(|link| link == member)
+    };
+    let held = list().expect("the list");
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(work);
+        while !entered() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        meanwhile(&member);
+        drop(held);
+        thread.join().expect("no panic")
+    })
+}
+
+#[test]
+fn who_enters_a_directory_that_is_then_removed_makes_a_new_one() {
+    for half in [true, false] {
+        let root = Root::new("overtaken-open");
+        drop(open_directory(&root.config(3)).expect("open"));
+        let gone = root.file("").with_file_name("0~1");
+        let config = root.config(3);
+        let opened = overtaken(
+            &root,
+            || open_directory(&config),
+            |member| {
+                std::fs::rename(member, &gone).expect("rename");
+                if !half {
+                    std::fs::remove_dir_all(member.parent().expect("a root")).expect("remove");
+                }
+            },
+        );
+        let opened = opened.expect("a new directory");
+        assert!(opened.fresh && root.file("SUPER").exists());
+        refused(&root);
+        assert_eq!(gone.exists(), half);
+        // The lock that was taken in it by mistake is free again.
+        assert!(
+            !half
+                || !list_all(&root.0)
+                    .expect("list")
+                    .iter()
+                    .any(|it| { it.half_removed && it.locked })
+        );
+    }
+}
+
+#[test]
+fn who_is_about_to_remove_a_directory_leaves_the_next_one_of_its_name() {
+    let root = Root::new("overtaken-removal");
+    drop(open_directory(&root.config(3)).expect("open"));
+    let moved = root.0.join("moved");
+    let before = root.tree();
+    let removed = overtaken(
+        &root,
+        || remove(&root.0, [0xA7; 16], "0"),
+        |member| {
+            std::fs::rename(member, &moved).expect("rename");
+            std::fs::create_dir(member).expect("create");
+            for entry in std::fs::read_dir(&moved).expect("read") {
+                let file = entry.expect("a file");
+                std::fs::copy(file.path(), member.join(file.file_name())).expect("copy");
+            }
+        },
+    );
+    assert_eq!(removed.expect_err("another directory").code, "KS-CFG-301");
+    for path in before.keys() {
+        assert!(path.exists(), "{}", path.display());
+    }
+    assert!(moved.join("SUPER").exists() && moved.join("slots.0000").exists());
 }
 
 #[test]

@@ -38,7 +38,7 @@ fn lengthen(file: BorrowedFd<'_>, offset: u64, len: u64) -> rustix::io::Result<(
 fn open_failing(config: &DirConfig<'_>, left: u32, then: Errno) -> Result<Opened, Error> {
     LEFT.set(left);
     THEN.set(then);
-    open_with(config, faked)
+    open_on(config, Disk { fallocate: faked, ..Disk::REAL })
 }
 
 #[test]
@@ -119,7 +119,8 @@ fn signals_do_not_fail_an_open_and_do_not_hold_it_for_ever() {
         if LEFT.get().is_multiple_of(3) { lengthen(file, offset, len) } else { Err(Errno::INTR) }
     }
     LEFT.set(0);
-    assert_eq!(open_with(&root.config(9), at_times).expect("open").slots, 9);
+    let disk = Disk { fallocate: at_times, ..Disk::REAL };
+    assert_eq!(open_on(&root.config(9), disk).expect("open").slots, 9);
 }
 
 #[test]
