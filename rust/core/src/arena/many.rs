@@ -1,7 +1,8 @@
 //! Copies of many rows at once, shared by the arena's team where they are large.
 //!
 //! Owns: how a batch is cut into pieces. Never does: copy less or more than `write` and `read`
-//! would for each row. Invariant: pieces of one batch touch different bytes.
+//! would for each row. Invariants: pieces of one batch touch different bytes, so rows that share
+//! memory are copied one after the other; there are no more pieces than the bytes are worth.
 
 use std::ops::Range;
 use std::sync::atomic::Ordering;
@@ -17,32 +18,34 @@ const SHARED_BYTES_MIN: usize = 4 << 20;
 /// far longer than taking it takes.
 const PIECE_BYTES: usize = 256 << 10;
 
-/// A batch of rows in pieces: several rows each, or parts of one row.
-#[derive(Clone, Copy)]
-struct Cut {
-    rows: usize,
-    rows_a_piece: usize,
-    pieces_a_row: usize,
+/// What a thread takes at a time: some rows, or a part of one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Piece {
+    rows: Range<usize>,
+    /// Which bytes of each of them, as far as it has so many.
+    part: Range<usize>,
 }
 
-impl Cut {
-    fn new(rows: usize, largest_row: usize) -> Self {
-        let rows_a_piece = (PIECE_BYTES / largest_row.max(1)).max(1);
-        Self { rows, rows_a_piece, pieces_a_row: largest_row.div_ceil(PIECE_BYTES).max(1) }
+/// Cuts rows of these lengths into pieces of at most `PIECE_BYTES`; any two neighbours have more
+/// together.
+fn cut(lengths: impl Iterator<Item = usize>) -> Vec<Piece> {
+    let mut pieces: Vec<Piece> = Vec::new();
+    // Bytes of the last piece, where rows may still join it.
+    let mut open = None;
+    for (row, len) in lengths.enumerate() {
+        if let (Some(bytes), Some(piece)) = (open, pieces.last_mut())
+            && len <= PIECE_BYTES - bytes
+        {
+            piece.rows.end = row + 1;
+            open = Some(bytes + len);
+            continue;
+        }
+        let parts = (0..len.max(1)).step_by(PIECE_BYTES);
+        pieces
+            .extend(parts.map(|from| Piece { rows: row..row + 1, part: from..from + PIECE_BYTES }));
+        open = (len <= PIECE_BYTES).then_some(len);
     }
-
-    fn pieces(self) -> usize {
-        self.rows.div_ceil(self.rows_a_piece) * self.pieces_a_row
-    }
-
-    /// The rows of a piece, and which of their bytes.
-    fn piece(self, number: usize) -> (Range<usize>, Range<usize>) {
-        let first = number / self.pieces_a_row * self.rows_a_piece;
-        let from = number % self.pieces_a_row * PIECE_BYTES;
-        let last = number % self.pieces_a_row + 1 == self.pieces_a_row;
-        let to = if last { usize::MAX } else { from + PIECE_BYTES };
-        (first..(first + self.rows_a_piece).min(self.rows), from..to)
-    }
+    pieces
 }
 
 impl Arena {
@@ -83,11 +86,8 @@ impl Arena {
     /// Copies each of the chosen rows into its frame and zeroes the rest of that frame; as `write`.
     pub(crate) fn write_many(&self, frames: &[FrameId], rows: &Rows<'_>, chosen: &[usize]) {
         assert!(frames.len() <= chosen.len(), "{} frames, {} rows", frames.len(), chosen.len());
-        let (mut bytes, mut largest) = (0_usize, 0);
-        for row in &chosen[..frames.len()] {
-            let len = rows.row_bytes(*row);
-            (bytes, largest) = (bytes.saturating_add(len), largest.max(len));
-        }
+        let lengths = || chosen[..frames.len()].iter().map(|row| rows.row_bytes(*row));
+        let bytes = lengths().fold(0_usize, usize::saturating_add);
         let alone = || {
             for (frame, row) in frames.iter().zip(chosen) {
                 self.write(self.frame(*frame, rows.row_bytes(*row) as u32), rows, *row);
@@ -96,33 +96,38 @@ impl Arena {
         if !self.shares(bytes) {
             return alone();
         }
-        let cut = Cut::new(frames.len(), largest);
-        let call = |piece| {
-            let (these, part) = cut.piece(piece);
-            for at in these {
-                self.write_part(frames[at], rows, chosen[at], &part);
+        for (frame, row) in frames.iter().zip(chosen) {
+            // A panic may leave any part of a frame written: until its row is whole, and what lies
+            // behind it is zeroed, the frame is dirty as far as either goes.
+            let whole = self.frame(*frame, rows.row_bytes(*row) as u32);
+            self.expect_read(*frame, whole.len);
+        }
+        let pieces = cut(lengths());
+        let call = |piece: usize| {
+            let Piece { rows: these, part } = &pieces[piece];
+            for at in these.clone() {
+                self.write_part(frames[at], rows, chosen[at], part);
             }
         };
-        self.share(&self.writes, bytes, cut.pieces(), &call, alone);
+        self.share(&self.writes, bytes, pieces.len(), &call, alone);
     }
 
     /// Copies regions to the starts of their rows; as `read`.
     pub(crate) fn read_many(&self, from: &[(Region, usize)], rows: &RowsMut<'_>) {
-        let lengths = from.iter().map(|(region, _)| region.len as usize);
-        let (bytes, largest) = lengths
-            .fold((0_usize, 0), |(sum, largest), len| (sum.saturating_add(len), largest.max(len)));
+        let lengths = || from.iter().map(|(region, _)| region.len as usize);
+        let bytes = lengths().fold(0_usize, usize::saturating_add);
         let alone = || from.iter().for_each(|(region, row)| self.read(*region, rows, *row));
-        if !self.shares(bytes) {
+        if !self.shares(bytes) || rows.overlap(lengths().zip(from).map(|(len, of)| (of.1, len))) {
             return alone();
         }
-        let cut = Cut::new(from.len(), largest);
-        let call = |piece| {
-            let (these, part) = cut.piece(piece);
-            for (region, row) in &from[these] {
-                self.read_part(*region, rows, *row, &part);
+        let pieces = cut(lengths());
+        let call = |piece: usize| {
+            let Piece { rows: these, part } = &pieces[piece];
+            for (region, row) in &from[these.clone()] {
+                self.read_part(*region, rows, *row, part);
             }
         };
-        self.share(&self.reads, bytes, cut.pieces(), &call, alone);
+        self.share(&self.reads, bytes, pieces.len(), &call, alone);
     }
 
     /// The bytes of `part` of a row into its frame; who has the first ones zeroes the rest.
@@ -131,14 +136,15 @@ impl Arena {
         let (from, to) = (part.start.min(len), part.end.min(len));
         let target = self.checked(self.frame(frame, self.stride_bytes));
         assert!(len <= self.stride_bytes as usize, "a row of {len} bytes in a frame");
-        // SAFETY: `from..to` lies in the row and in the frame, which has at least as many bytes;
-        // the frame is its owner's, and other threads of this call have other parts (contract of
-        // `write`).
+        // SAFETY: `from..to` lies in the row, which is readable (contract of `Rows`), and in the
+        // frame, which has at least as many bytes. The frame is that of the call's owner (contract
+        // of `write`), no other row's, and other threads of the call have other parts of it.
         unsafe { copy::into_frame(source.add(from), target.add(from), to - from, 0) };
         if part.start == 0 {
             let dirty = self.zero_from[frame.index()].swap(len as u32, Ordering::Relaxed) as usize;
             if dirty > len {
-                // SAFETY: as above; nobody else has what lies behind the row.
+                // SAFETY: `dirty` is at most the stride, for only lengths up to it are stored; as
+                // above, and who has the row's first bytes alone has what lies behind the row.
                 unsafe { std::ptr::write_bytes(target.add(len), 0, dirty - len) };
             }
         }
@@ -151,8 +157,10 @@ impl Arena {
         assert!(row_bytes >= len, "a row of {row_bytes} bytes for a block of {len}");
         let (from, to) = (part.start.min(len), part.end.min(len));
         let source = self.checked(region);
-        // SAFETY: `from..to` lies in the region, which nobody writes while its block is pinned, and
-        // in the row, of which other threads of this call have other parts (contract of `read`).
+        // SAFETY: `from..to` lies in the region, which nobody writes while its block is pinned
+        // (contract of `read`), and in the row, which is writable and outside the arena (contract
+        // of `RowsMut`). Other threads of the call have other parts of it, and no two rows of the
+        // call overlap (`read_many`).
         unsafe { copy::out_of_frame(source.add(from), target.add(from), to - from, true) };
     }
 }
@@ -161,22 +169,33 @@ impl Arena {
 mod tests {
     use super::super::{ArenaConfig, ArenaOptions, MemoryId, Prefault};
     use super::*;
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+    use std::time::Duration;
 
     const STRIDE: usize = 4 << 20;
 
     #[test]
-    fn a_cut_covers_every_byte_once() {
-        for (rows, largest) in [(1, 9 << 20), (3, PIECE_BYTES), (7, PIECE_BYTES + 1), (900, 4097)] {
-            let cut = Cut::new(rows, largest);
-            let mut covered = vec![0; rows];
-            for piece in 0..cut.pieces() {
-                let (these, part) = cut.piece(piece);
-                for at in these {
-                    assert_eq!(covered[at], part.start, "row {at} of {rows} x {largest}");
-                    covered[at] = part.end;
+    fn a_cut_covers_every_byte_once_in_no_more_pieces_than_they_are_worth() {
+        let few_large = [vec![256 << 20], vec![1; 5000], vec![0, 1 << 20, 0]].concat();
+        let uneven = (0..3000).map(|i| i * 7919 % 600_000).collect();
+        let even = [(1, 9 << 20), (3, PIECE_BYTES), (7, PIECE_BYTES + 1), (900, 4097), (9, 0)];
+        let mut batches = vec![few_large, uneven, vec![]];
+        batches.extend(even.map(|(rows, len)| vec![len; rows]));
+        for lens in batches {
+            let pieces = cut(lens.iter().copied());
+            let mut covered: Vec<Option<usize>> = vec![None; lens.len()];
+            for Piece { rows, part } in &pieces {
+                let bytes = lens[rows.clone()].iter().map(|len| part.end.min(*len) - part.start);
+                assert!(bytes.sum::<usize>() <= PIECE_BYTES);
+                for at in rows.clone() {
+                    assert_eq!(covered[at].unwrap_or(0), part.start, "row {at}");
+                    covered[at] = Some(part.end);
                 }
             }
-            assert!(covered.iter().all(|end| *end == usize::MAX), "{rows} x {largest}");
+            let whole = |(end, len): (&Option<usize>, &usize)| end.is_some_and(|end| end >= *len);
+            assert!(covered.iter().zip(&lens).all(whole));
+            let worth = lens.iter().sum::<usize>() / PIECE_BYTES;
+            assert!(pieces.len() <= 2 * worth + 1, "{} pieces for {worth}", pieces.len());
         }
     }
 
@@ -233,6 +252,47 @@ mod tests {
                 assert!(written(threads, lens) == alone, "{threads} threads, {lens:?}");
             }
         }
+    }
+
+    /// Callers may pass the same memory twice: then the last block of the call is in it, as where
+    /// one thread copies.
+    #[test]
+    fn rows_that_share_memory_are_copied_one_after_the_other() {
+        let arena = arena(3);
+        let rows: Vec<Vec<u8>> = (1..=4).map(|byte| vec![byte; STRIDE]).collect();
+        let rows: Vec<&[u8]> = rows.iter().map(Vec::as_slice).collect();
+        let frames: Vec<FrameId> = (0..4).map(FrameId).collect();
+        arena.write_many(&frames, &Rows::list(&rows), &[0, 1, 2, 3]);
+        let mut out = vec![0; STRIDE + 1];
+        let base = out.as_mut_ptr();
+        let at = |offset: usize| (base.wrapping_add(offset), STRIDE);
+        // SAFETY: all rows lie in `out`, which nobody else uses.
+        let targets = unsafe { RowsMut::from_raw_list(vec![at(0), at(0), at(1), at(0)]) };
+        let from = frames.iter().map(|frame| arena.frame(*frame, STRIDE as u32));
+        let from: Vec<(Region, usize)> = from.zip(0..).collect();
+        for _ in 0..8 {
+            arena.read_many(&from, &targets);
+            assert_eq!((arena.reads.shared(), out[0], out[STRIDE - 1]), (0, 4, 4));
+            assert_eq!(out[STRIDE], 3);
+            out.fill(0);
+        }
+    }
+
+    #[test]
+    fn a_row_too_long_is_refused_before_a_byte_is_written() {
+        let arena = arena(2);
+        let (good, bad) = (vec![1; STRIDE], vec![2; STRIDE + 1]);
+        let rows = [&good[..], &bad[..]];
+        let write = || arena.write_many(&[FrameId(0), FrameId(1)], &Rows::list(&rows), &[0, 1]);
+        arena.writes.took(false, 1, Duration::from_secs(1));
+        assert!(catch_unwind(AssertUnwindSafe(write)).is_err());
+        let mut out = vec![7; STRIDE];
+        arena.read(arena.frame(FrameId(0), STRIDE as u32), &RowsMut::packed(&mut out, STRIDE), 0);
+        assert_eq!(out, vec![0; STRIDE]);
+        // And whoever has the frame next leaves nothing behind its row.
+        arena.write(arena.frame(FrameId(0), 1), &Rows::packed(&[3], 1), 0);
+        arena.read(arena.frame(FrameId(0), STRIDE as u32), &RowsMut::packed(&mut out, STRIDE), 0);
+        assert_eq!((out[0], out[1..].iter().any(|byte| *byte != 0)), (3, false));
     }
 
     #[test]

@@ -18,6 +18,8 @@
 mod copy;
 mod fork;
 mod limits;
+#[cfg(all(test, loom))]
+mod loom_tests;
 mod many;
 mod mapping;
 mod numa;
@@ -284,7 +286,9 @@ impl Arena {
 
     /// What the kernel refused, one sentence each.
     pub fn fallbacks(&self) -> Vec<String> {
-        self.prefaulter.fallbacks()
+        let mut said = self.prefaulter.fallbacks();
+        said.extend(self.team.fallback().cloned());
+        said
     }
 
     #[inline]

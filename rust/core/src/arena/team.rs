@@ -8,11 +8,11 @@
 use std::fmt;
 use std::mem;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
-use std::thread::{self, JoinHandle};
+use std::sync::{Arc, OnceLock, PoisonError, TryLockError};
 
 use super::fork::fork_count;
+use crate::sync::thread::{self, JoinHandle};
+use crate::sync::{AtomicUsize, Condvar, Mutex, MutexGuard, Ordering};
 
 /// Threads at one copy, the caller's included.
 pub const COPY_THREADS_MAX: usize = 64;
@@ -23,6 +23,8 @@ pub(super) struct Team {
     threads: Mutex<Option<Vec<JoinHandle<()>>>>,
     size: usize,
     forks_at_birth: u64,
+    /// Why there are fewer threads than wanted.
+    refused: OnceLock<String>,
 }
 
 #[derive(Default)]
@@ -81,7 +83,13 @@ impl Team {
     pub(super) fn new(size: usize) -> Self {
         let size = size.clamp(1, COPY_THREADS_MAX);
         let (shared, threads) = (Arc::default(), Mutex::new(None));
-        Self { shared, threads, size, forks_at_birth: fork_count() }
+        let refused = OnceLock::new();
+        Self { shared, threads, size, forks_at_birth: fork_count(), refused }
+    }
+
+    /// What the kernel refused, in a sentence.
+    pub(super) fn fallback(&self) -> Option<&String> {
+        self.refused.get()
     }
 
     /// Threads at one copy, the caller's included.
@@ -122,17 +130,25 @@ impl Team {
         let call = unsafe { mem::transmute::<Call<'_>, Call<'static>>(call) };
         let task = Task { call, next: &raw const next, count };
         let end = Entered(&self.shared);
-        let mut job = lock(&self.shared.job);
-        job.task = Some(task);
-        job.number += 1;
-        job.panicked = false;
-        drop(job);
-        (0..others.min(count - 1)).for_each(|_| self.shared.work.notify_one());
+        self.shared.offer(task, others.min(count - 1));
         // SAFETY: inside `run`.
         unsafe { task.work() };
         drop(end);
         assert!(!lock(&self.shared.job).panicked, "a thread of the copy team panicked");
         true
+    }
+
+    /// `run` without its end: for the model that shows what the end is for.
+    #[cfg(all(test, loom))]
+    pub(super) fn run_without_end(&self, count: usize, call: impl Fn(usize) + Sync + 'static) {
+        let call: Call<'static> = Box::leak(Box::new(call));
+        let task = Task { call, next: Box::leak(Box::new(AtomicUsize::new(0))), count };
+        if let Some(mut threads) = self.take() {
+            let others = threads.get_or_insert_with(|| self.start()).len();
+            self.shared.offer(task, others);
+            // SAFETY: both are leaked: no thread comes too late.
+            unsafe { task.work() };
+        }
     }
 
     /// Starts the threads; with fewer than wanted it goes on.
@@ -144,7 +160,13 @@ impl Team {
             match named.spawn(move || shared.serve()) {
                 Ok(thread) => threads.push(thread),
                 // Copies are right with any number of threads; the next large one does not retry.
-                Err(_) => break,
+                Err(error) => {
+                    let (there, size) = (threads.len() + 1, self.size);
+                    self.refused.get_or_init(|| {
+                        format!("large copies by {there} threads, not {size}: {error}")
+                    });
+                    break;
+                }
             }
         }
         threads
@@ -165,6 +187,16 @@ impl Drop for Entered<'_> {
 }
 
 impl Shared {
+    /// Begins a job and wakes so many for it.
+    fn offer(&self, task: Task, wanted: usize) {
+        let mut job = lock(&self.job);
+        job.task = Some(task);
+        job.number += 1;
+        job.panicked = false;
+        drop(job);
+        (0..wanted).for_each(|_| self.work.notify_one());
+    }
+
     /// What one thread does.
     fn serve(&self) {
         let mut last = 0;
@@ -224,6 +256,7 @@ mod tests {
     use std::collections::HashSet;
     use std::sync::atomic::AtomicU32;
     use std::thread::ThreadId;
+    use std::time::Duration;
 
     fn calls(team: &Team, count: usize) -> Vec<u32> {
         let seen: Vec<AtomicU32> = (0..count).map(|_| AtomicU32::new(0)).collect();
@@ -293,6 +326,20 @@ mod tests {
                 });
             }
         });
+    }
+
+    #[test]
+    fn a_panic_comes_out_only_after_the_last_call_has_ended() {
+        let team = Team::new(2);
+        let caller = thread::current().id();
+        let ended = AtomicU32::new(0);
+        let then = || {
+            assert!(thread::current().id() != caller, "a bad piece");
+            thread::sleep(Duration::from_millis(50));
+            ended.store(1, Ordering::Relaxed);
+        };
+        assert!(catch_unwind(AssertUnwindSafe(|| meet(&team, &then))).is_err());
+        assert_eq!(ended.into_inner(), 1);
     }
 
     #[test]

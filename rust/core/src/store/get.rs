@@ -106,9 +106,7 @@ impl Store {
             for (at, entry) in round.iter().enumerate() {
                 let row = rows[at];
                 let mut read = |block: Bytes<'_>| {
-                    // Each block has a pin of its own until the end of the round.
-                    let kept = std::ptr::eq(block.arena, &raw const *self.parts.arena);
-                    let copied = copies.take(&Bytes { kept, ..block }, row);
+                    let copied = copies.take(&block, row);
                     bytes += copied.unwrap_or(0);
                     copied.is_some()
                 };
@@ -202,9 +200,7 @@ impl Store {
             let safe = self.kept_in_ram(kept);
             let (mut visited, mut ahead) = (0, Ahead::default());
             while visited < kept.len() {
-                let stays = safe[visited];
-                let mut visit =
-                    |block: Bytes<'_>| visit(done + visited, Bytes { kept: stays, ..block });
+                let mut visit = |block: Bytes<'_>| visit(done + visited, block);
                 let own = if safe[visited] { None } else { Some(&mut pins) };
                 if self.reach(kept, visited, way, &mut ahead, own, &mut visit) != Some(true) {
                     break;

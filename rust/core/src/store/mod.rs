@@ -231,7 +231,9 @@ impl Store {
         let prefault = if config.deterministic { Prefault::Now } else { config.prefault };
         let threads = usize::from(config.deterministic);
         let arena = ArenaConfig { who, frames, stride_bytes, prefault, threads };
-        let options = ArenaOptions { numa: config.numa, copy_threads: config.copy_threads() };
+        // What passes the arena by is copied block by block.
+        let copy_threads = if who == MemoryId::ARENA { config.copy_threads() } else { 1 };
+        let options = ArenaOptions { numa: config.numa, copy_threads };
         Ok(Arc::new(Arena::map_with(arena, options)?))
     }
 
