@@ -1,7 +1,8 @@
 """`Store(copy_threads=)`: large copies by several threads leave the bytes of one.
 
 Method: batches of many MiB whose every byte is known, by one thread and by several, alone and with
-other callers at once, on RAM and with an SSD below; threads are counted in /proc.
+other callers at once, on RAM and with an SSD below; threads are counted, and how often they ran, in
+/proc. What the kernel refuses is refused for real: address space, a group's share of the cores.
 """
 
 from __future__ import annotations
@@ -18,8 +19,10 @@ import numpy as np
 import pytest
 
 import keystow
+from test_memory_limits import own_group
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from typing import Any
 
 MIB = 1 << 20
@@ -111,6 +114,132 @@ def test_threads_come_with_the_first_large_copy_and_go_with_the_store() -> None:
     store.close()
     del store
     assert reached(before)
+
+
+def sleeps() -> dict[str, tuple[str, str]]:
+    """For each thread of a copy team: what it does now, and how often it has let go of a core."""
+    found = {}
+    for task in Path("/proc/self/task").iterdir():
+        lines = (task / "status").read_text().splitlines()
+        fields = dict(line.split(":\t", 1) for line in lines if ":\t" in line)
+        if fields["Name"] == "keystow-copy":
+            switches = f"{fields['voluntary_ctxt_switches']} {fields['nonvoluntary_ctxt_switches']}"
+            found[task.name] = (fields["State"][0], switches)
+    return found
+
+
+def asleep(wanted: int) -> dict[str, tuple[str, str]]:
+    """The same once so many threads sleep: what was woken last may still be on its way."""
+    deadline = time.monotonic() + JOIN_S
+    while True:
+        before = sleeps()
+        time.sleep(0.1)
+        still = before == sleeps() and all(state == "S" for state, _ in before.values())
+        if (still and len(before) == wanted) or time.monotonic() > deadline:
+            return before
+
+
+def test_small_copies_wake_nobody_and_nobody_spins() -> None:
+    size = 64 << 10
+    many, some = 128, 60  # 8 MiB are shared, not quite 4 MiB are not.
+    out = np.zeros((many, size), np.uint8)
+    assert sleeps() == {}, "another test's store is open"
+    with open_store(block_bytes=size, copy_threads=3) as store:
+        small, large = blocks(0, some, size), blocks(0, many, size)
+        assert store.put(keys(0, some), small) == some
+        assert store.put(keys(1000, 1), small[:1]) == 1
+        for _ in range(20):
+            assert store.get(keys(0, some), out[:some]) == some
+            assert store.get_each(keys(0, 1), out[:1]) == [True]
+        assert sleeps() == {}, "a small copy started a thread"
+        for first in (2000, 3000, 4000):
+            assert store.put(keys(first, many), large) == many
+        shared = store.stats().copies_shared
+        assert shared > 0
+        before = asleep(2)
+        assert len(before) == 2
+        for number in range(200):
+            assert store.put(keys(5000 + number, 1), small[:1]) == 1
+            assert store.get(keys(5000 + number, 1), out[:1]) == 1
+            assert store.get_each(keys(2000, some), out[:some]) == [True] * some
+        assert (out[:some] == large[:some]).all()
+        assert sleeps() == before
+        assert store.stats().copies_shared == shared
+
+
+def test_rows_of_one_memory_end_with_the_last_block() -> None:
+    with open_store(copy_threads=3) as store:
+        for first in (0, 1000, 2000):
+            assert store.put(keys(first), blocks(first)) == BLOCKS
+        shared = store.stats().copies_shared
+        assert shared > 0
+        one = np.zeros(MIB, np.uint8)
+        for _ in range(6):
+            one[:] = 0
+            assert store.get(keys(2000), [one] * BLOCKS) == BLOCKS
+            assert (one == blocks(2000)[-1]).all()
+        assert store.stats().copies_shared == shared
+
+
+def test_threads_that_the_kernel_refuses_are_told() -> None:
+    # Room for a thread's stack is address space; what is left is less than one.
+    script = """
+import resource, keystow, numpy as np
+store = keystow.Store(block_bytes=1 << 20, ram=64 << 20, copy_threads=32, prefault="now")
+data, out = np.arange(8 << 20, dtype=np.uint8).reshape(8, 1 << 20), np.zeros((8, 1 << 20), np.uint8)
+fields = dict(line.split(":", 1) for line in open("/proc/self/status") if ":" in line)
+now = int(fields["VmSize"].split()[0]) << 10
+resource.setrlimit(resource.RLIMIT_AS, (now + (1 << 20), resource.RLIM_INFINITY))
+names = [b"".join((100 * n + i).to_bytes(16, "little") for i in range(8)) for n in range(3)]
+assert [store.put(keys, data) for keys in names] == [8] * 3
+resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+for keys in names:
+    out[:] = 0
+    assert store.get(keys, out) == 8 and (out == data).all()
+print(*store.stats().fallbacks, sep="\\n")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=JOIN_S
+    )
+    assert done.returncode == 0, done.stderr
+    (said,) = [line for line in done.stdout.splitlines() if "large copies" in line]
+    assert "threads, not 32" in said
+
+
+@pytest.fixture(params=["v2", "v1"])
+def one_core(request: pytest.FixtureRequest) -> Iterator[Path]:
+    """A group below our own that may use one core's time."""
+    made = own_group(request.param, "cpu") / f"keystow-test-{os.getpid()}"
+    try:
+        made.mkdir()
+    except OSError as error:
+        pytest.skip(f"no group can be made: {error}")
+    limit = {"v2": ("cpu.max", "100000 100000"), "v1": ("cpu.cfs_quota_us", "100000")}
+    try:
+        try:
+            (made / limit[request.param][0]).write_text(limit[request.param][1])
+        except OSError as error:
+            pytest.skip(f"the group has no cpu controller: {error}")
+        yield made
+    finally:
+        made.rmdir()
+
+
+def test_a_group_with_one_cores_time_copies_alone(one_core: Path) -> None:
+    script = """
+import os, sys
+with open(os.path.join(sys.argv[1], "cgroup.procs"), "w") as procs:
+    procs.write(str(os.getpid()))
+import keystow
+with keystow.Store(block_bytes=4096, ram="1MiB") as store:
+    print(store.stats().copy_threads)
+"""
+    if len(os.sched_getaffinity(0)) == 1:
+        pytest.skip("this process has one core only: the group would show nothing")
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(one_core)], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout.strip()) == (0, "1"), done.stderr
 
 
 def test_the_default_is_the_cores_and_at_most_four() -> None:

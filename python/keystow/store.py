@@ -59,8 +59,8 @@ class Store(_core.Store):
     turn; None, from wherever it is faulted in. ``stats().numa`` says what is in force.
     ``copy_threads``: how many threads share a large put or get (from 4 MiB on), the caller's own
     included; None, as many as this process has cores, at most 4; 1, the caller alone. They are
-    started with the first large copy, sleep between copies, and are used only where sharing was
-    faster lately (``stats().copies_shared``).
+    started with the first large copy, on the cores of the thread that makes it, sleep between
+    copies, and are used only where sharing was faster lately (``stats().copies_shared``).
     ``put_wait_s``: how long a put waits for room that calls in progress hold, default 1.0.
     ``io_timeout_s``: longest wait for one disk read or write, default 1.0; what takes longer is
     a miss.
@@ -178,7 +178,7 @@ def _copy_threads(value: object) -> int:
     raise ConfigError(
         f"copy_threads={value!r} is no number of threads.",
         code="KS-CFG-221",
-        hint=f"give a whole number from 1 to {most}, or None for as many as there are cores.",
+        hint=f"give a whole number from 1 to {most}, or None: one a core, at most four.",
         context={"copy_threads": value},
     )
 

@@ -136,9 +136,8 @@ impl Arena {
         let (from, to) = (part.start.min(len), part.end.min(len));
         let target = self.checked(self.frame(frame, self.stride_bytes));
         assert!(len <= self.stride_bytes as usize, "a row of {len} bytes in a frame");
-        // SAFETY: `from..to` lies in the row, which is readable (contract of `Rows`), and in the
-        // frame, which has at least as many bytes. The frame is that of the call's owner (contract
-        // of `write`), no other row's, and other threads of the call have other parts of it.
+        // SAFETY: as in `write`, and `from..to` lies in the row and in the frame, which is as long.
+        // The frame is no other row's, and other threads of the call have other parts of it.
         unsafe { copy::into_frame(source.add(from), target.add(from), to - from, 0) };
         if part.start == 0 {
             let dirty = self.zero_from[frame.index()].swap(len as u32, Ordering::Relaxed) as usize;
@@ -157,10 +156,8 @@ impl Arena {
         assert!(row_bytes >= len, "a row of {row_bytes} bytes for a block of {len}");
         let (from, to) = (part.start.min(len), part.end.min(len));
         let source = self.checked(region);
-        // SAFETY: `from..to` lies in the region, which nobody writes while its block is pinned
-        // (contract of `read`), and in the row, which is writable and outside the arena (contract
-        // of `RowsMut`). Other threads of the call have other parts of it, and no two rows of the
-        // call overlap (`read_many`).
+        // SAFETY: as in `read`, and `from..to` lies in the region and in the row. Other threads of
+        // the call have other parts of this row, and no two of its rows overlap (`read_many`).
         unsafe { copy::out_of_frame(source.add(from), target.add(from), to - from, true) };
     }
 }

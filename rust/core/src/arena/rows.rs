@@ -5,8 +5,7 @@
 //! the maker of the value vouched for.
 //!
 //! `RowsMut` may be shared by threads of one call, each on bytes of its own: whoever shares it asks
-//! `overlap` first. Another writer of a row at a time would be the caller's race, as with any shared
-//! buffer.
+//! `overlap` first. Another writer of a row would be the caller's race, as with any shared buffer.
 
 use std::marker::PhantomData;
 
