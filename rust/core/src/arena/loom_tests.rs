@@ -1,10 +1,11 @@
 //! Every interleaving of jobs of the copy team, from the threads' start to the team's end: who
-//! calls, who is woken, who is waited for. The rule has a red twin: the same model with one step
-//! left out must fail.
+//! calls, who is woken, who is waited for. The wait has a red twin: the same model without it must
+//! fail.
 
 use super::team::Team;
+use crate::sync::{Condvar, Mutex};
 use loom::cell::UnsafeCell;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 /// Pieces of a job, as loom sees their bytes: two users at once, or one that does not know of the
 /// other's end, are a fault.
@@ -45,6 +46,25 @@ fn loom_a_job_ends_with_its_last_call_and_leaves_nobody_behind() {
             assert_eq!(pieces.calls(), [job; 2]);
         }
         drop(team);
+    });
+}
+
+/// Two pieces that wait for each other: a thread that slept through its job would be missed.
+#[test]
+fn loom_whoever_sleeps_is_woken_for_each_job() {
+    loom::model(|| {
+        let team = Team::new(2);
+        for _ in 0..2 {
+            let (arrived, met) = (Mutex::new(0), Condvar::new());
+            assert!(team.run(2, &|_| {
+                let mut arrived = arrived.lock().unwrap_or_else(PoisonError::into_inner);
+                *arrived += 1;
+                met.notify_all();
+                while *arrived < 2 {
+                    arrived = met.wait(arrived).unwrap_or_else(PoisonError::into_inner);
+                }
+            }));
+        }
     });
 }
 
