@@ -10,6 +10,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::outbox::Outbox;
 use super::uring::Uring;
 use super::{Digest, Engine, Fault, FileId, IO_ALIGN_BYTES, Op, Pool, Request, digest};
 use crate::arena::{Arena, ArenaConfig, Memory, MemoryId, Prefault, Region, Rows, RowsMut};
@@ -66,17 +67,19 @@ pub(crate) enum NoEngine {
     Pool(io::Error),
 }
 
-/// An engine over the files, and why it is not the best one. `scratch` makes an empty file in
-/// their directory.
+/// An engine over the files, and why it is not the best one. Its completions go to the outbox,
+/// which several engines can share. `scratch` makes an empty file in the files' directory.
 pub(crate) fn choose(
     wanted: Wanted,
+    outbox: &Arc<Outbox>,
     files: Vec<(OwnedFd, bool)>,
     memory: Memory,
     pool_threads: usize,
     scratch: impl FnOnce() -> io::Result<(OwnedFd, bool)>,
 ) -> Result<(Box<dyn Engine>, Option<Refusal>), NoEngine> {
     let pool = |files, memory, why| {
-        let pool = Pool::new(files, memory, pool_threads).map_err(NoEngine::Pool)?;
+        let pool = Pool::beside(Arc::clone(outbox), files, memory, pool_threads)
+            .map_err(NoEngine::Pool)?;
         Ok((Box::new(pool) as Box<dyn Engine>, why))
     };
     if wanted == Wanted::Pool {
@@ -89,8 +92,9 @@ pub(crate) fn choose(
         Ok(()) => {}
     }
     let copies = files.iter().map(|(file, direct)| Ok((file.try_clone()?, *direct)));
-    let ring =
-        copies.collect::<io::Result<Vec<_>>>().and_then(|files| Uring::new(files, memory.clone()));
+    let ring = copies
+        .collect::<io::Result<Vec<_>>>()
+        .and_then(|files| Uring::beside(Arc::clone(outbox), files, memory.clone()));
     match ring {
         Ok(ring) => Ok((Box::new(ring), None)),
         Err(error) => {

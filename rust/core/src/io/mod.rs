@@ -7,6 +7,7 @@
 
 mod cached;
 mod choose;
+mod many;
 mod outbox;
 mod pool;
 mod sim;
@@ -23,6 +24,8 @@ use crate::arena::{Memory, Region};
 
 pub(crate) use cached::cached_pages;
 pub(crate) use choose::{NoEngine, Wanted, choose, try_ring};
+pub(crate) use many::Many;
+pub(crate) use outbox::Outbox;
 pub(crate) use pool::Pool;
 pub(crate) use sim::{Crash, Sim, SimDisk};
 #[cfg(all(test, not(loom)))]

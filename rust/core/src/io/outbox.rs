@@ -18,7 +18,7 @@ pub(super) const CLOSE_WAIT: Duration = Duration::from_secs(1);
 
 /// Completions of one engine, or of two that serve the same files.
 #[derive(Default)]
-pub(super) struct Outbox {
+pub(crate) struct Outbox {
     done: Mutex<Done>,
     /// Something completed, or someone woke the reaper.
     news: Condvar,

@@ -75,13 +75,22 @@ impl Uring {
     /// # Errors
     /// The kernel gives no ring, no eventfd or no thread.
     pub(crate) fn new(files: Vec<(OwnedFd, bool)>, memory: Memory) -> io::Result<Self> {
+        Self::beside(Arc::default(), files, memory)
+    }
+
+    /// One whose completions go to an outbox that others may share.
+    pub(super) fn beside(
+        outbox: Arc<Outbox>,
+        files: Vec<(OwnedFd, bool)>,
+        memory: Memory,
+    ) -> io::Result<Self> {
         let direct = files.iter().all(|(_, direct)| *direct);
         let shared = Arc::new(Shared {
             files: files.into_iter().map(|(file, _)| file).collect(),
             memory,
             inbox: Mutex::default(),
             bell: eventfd(0, EventfdFlags::CLOEXEC)?,
-            outbox: Arc::default(),
+            outbox,
             crew: Crew::default(),
             express: Express::new(),
             stand_in: OnceLock::new(),

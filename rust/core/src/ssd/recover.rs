@@ -79,7 +79,7 @@ pub(crate) fn plan(
     block_bytes: u32,
 ) -> Plan {
     let records_max = records.size_hint().1.unwrap_or(0);
-    let mut sorter = Sorter::new(records_max, clear_epoch, block_bytes);
+    let mut sorter = Sorter::new(records_max, vec![(SsdSlot(0), clear_epoch)], block_bytes);
     while !sorter.step(&mut records, usize::MAX) {}
     sorter.finish()
 }
@@ -104,7 +104,8 @@ enum Stage {
 
 /// Sorts records out, a piece at a time.
 pub(crate) struct Sorter {
-    clear_epoch: u32,
+    /// From which slot on which epoch was cleared, ascending.
+    clear_epochs: Vec<(SsdSlot, u32)>,
     block_bytes: u32,
     records_max: usize,
     stage: Stage,
@@ -121,11 +122,15 @@ pub(crate) struct Sorter {
 }
 
 impl Sorter {
-    /// For at most so many records. Those of `clear_epoch` or before are void, as are those that no
-    /// writer would have written for blocks of at most `block_bytes`.
-    pub(crate) fn new(records_max: usize, clear_epoch: u32, block_bytes: u32) -> Self {
+    /// For at most so many records. Those of the `clear_epoch` of their slots or before are void,
+    /// as are those that no writer would have written for blocks of at most `block_bytes`.
+    pub(crate) fn new(
+        records_max: usize,
+        clear_epochs: Vec<(SsdSlot, u32)>,
+        block_bytes: u32,
+    ) -> Self {
         Self {
-            clear_epoch,
+            clear_epochs,
             block_bytes,
             records_max,
             stage: Stage::Candidates,
@@ -240,7 +245,8 @@ impl Sorter {
                 continue;
             }
             self.plan.epoch_max = self.plan.epoch_max.max(epoch);
-            if epoch <= self.clear_epoch {
+            let cleared = self.clear_epochs.iter().rfind(|(first, _)| first.0 <= slot.0);
+            if cleared.is_some_and(|(_, clear_epoch)| epoch <= *clear_epoch) {
                 self.plan.counts.stale += 1;
                 self.plan.blank.push(slot);
                 continue;

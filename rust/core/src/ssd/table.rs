@@ -117,6 +117,12 @@ impl Table {
         self.mark(page, now_us);
     }
 
+    /// Makes all records of a page free, which the caller distrusts.
+    pub(crate) fn blank_page(&mut self, page: u32) {
+        let range = self.range(page);
+        self.image_mut()[range].fill(Record::FREE);
+    }
+
     /// Takes over a page read from disk; false where it also has records of slots beyond the last,
     /// of a time when there were more.
     pub(crate) fn load_page(

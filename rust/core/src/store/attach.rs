@@ -9,7 +9,7 @@
 
 mod pages;
 
-use super::open::{self, Ground, Progress, Watch};
+use super::open::{self, Grounds, Progress, Watch};
 use super::simulated::SimWorld;
 use super::tier::{Recovery, Round, Staging, Tier};
 use super::{Store, StoreConfig};
@@ -154,10 +154,10 @@ impl Store {
     pub(super) fn attach_now(
         &self,
         mut attach: Attach,
-        ground: Ground,
+        grounds: Grounds,
         watch: &mut Watch<'_>,
     ) -> Result<(), Error> {
-        attach.state = self.take_over(&mut attach, ground)?;
+        attach.state = self.take_over(&mut attach, grounds)?;
         let mut round = 0;
         while let Some(now) = attach.progress() {
             open::go_on(watch, now)?;
@@ -169,12 +169,14 @@ impl Store {
         self.nudge();
         let wait = self.io_timeout.saturating_mul(OPEN_TRANSFERS).max(OPEN_WAIT_MIN);
         let deadline_us = self.deadline_us(wait);
-        let mut end = Round::Pending;
+        let mut ends = Vec::new();
         self.drive(deadline_us, || {
-            end = self.with_tier(|tier, _| tier.super_round(round)).unwrap_or(Round::Failed);
-            end != Round::Pending
+            ends.clear();
+            self.with_tier(|tier, _| ends.extend(tier.super_rounds(round)));
+            !ends.contains(&Round::Pending)
         });
-        if end == Round::Confirmed {
+        // Nothing goes to a device before it has confirmed: the others do without it.
+        if ends.contains(&Round::Confirmed) {
             return Ok(());
         }
         let message = format!("the disk did not confirm SUPER within {} s.", wait.as_secs_f64());
@@ -212,7 +214,7 @@ impl Store {
     fn stay_in_ram(&self, error: &Error) {
         self.say(vec![format!("the SSD tier is off: {} {}", error.message, error.hint)]);
         self.keep(|keeper, _, _| keeper.stay_apart());
-        drop(self.lock.lock().unwrap_or_else(PoisonError::into_inner).take());
+        self.locks.lock().unwrap_or_else(PoisonError::into_inner).clear();
         self.set_phase(Phase::Off);
     }
 
@@ -274,10 +276,10 @@ impl Store {
         let Some(ssd) = &attach.config.ssd else { return Ok((State::Over, Next::Over)) };
         let (world, stride_bytes) = (attach.world.as_ref(), self.parts.arena.stride_bytes());
         let error = match open::survey(ssd, self.block_bytes, stride_bytes, world, &mut |_| true) {
-            Ok(ground) => {
+            Ok(grounds) => {
                 attach.begun = Instant::now();
                 self.set_phase(Phase::Taking);
-                return Ok((self.take_over(attach, ground)?, Next::Alone));
+                return Ok((self.take_over(attach, grounds)?, Next::Alone));
             }
             Err(error) => error,
         };
@@ -290,33 +292,47 @@ impl Store {
         Ok((State::Waiting { next_us, tries }, Next::Later(Duration::from_micros(LOCK_RETRY_US))))
     }
 
-    /// The directory is this store's: its files get an engine, and a tier that knows nothing yet.
-    fn take_over(&self, attach: &mut Attach, mut ground: Ground) -> Result<State, Error> {
+    /// The directories are this store's: their files get an engine, and a tier that knows nothing
+    /// yet.
+    fn take_over(&self, attach: &mut Attach, mut grounds: Grounds) -> Result<State, Error> {
         let (parts, config) = (&self.parts, &attach.config);
         let (Some(ssd), Some(driver), Some(staging)) = (&config.ssd, &self.driver, &parts.staging)
         else {
             return Ok(State::Over);
         };
         let Staging { arena: staging, .. } = staging;
-        let (now_us, fresh) = (parts.clock.now_us(), ground.fresh);
-        let places = u64::from(parts.frames.total()) + u64::from(ground.superblock.slots);
-        let times = (attach.opened_unix_s, now_us);
-        let headers = parts.directory.headers();
-        let tier = open::tier(config, ssd, &ground, &attach.bounce, places, headers, times);
+        let now_us = parts.clock.now_us();
+        let (times, headers) = ((attach.opened_unix_s, now_us), parts.directory.headers());
+        let (frames, bounce) = (parts.frames.total(), &attach.bounce);
+        let boot = open::boot(attach.world.as_ref());
+        let mut tier = open::tier(config, ssd, &grounds, bounce, frames, headers, boot, times);
         let memories = [&parts.arena, staging, &attach.bounce].map(Arc::clone);
         let memory = Memory::new(memories.to_vec());
-        driver.set_engine(open::engine(&mut ground, memory, parts.clock.word(), ssd)?);
-        let mut notes = ground.notes;
-        if !ground.direct {
-            notes.push(format!("{}: buffered I/O, through the page cache", ground.path));
+        driver.set_engine(open::engine(&mut grounds, &memory, parts.clock.word(), ssd)?);
+        let behind = tier.leave_behind();
+        let (mut notes, mut locks, mut fresh) = (grounds.notes, Vec::new(), Vec::new());
+        for (ground, behind) in grounds.devices.into_iter().zip(behind) {
+            notes.extend(ground.notes);
+            if !ground.direct {
+                notes.push(format!("{}: buffered I/O, through the page cache", ground.path));
+            }
+            if behind {
+                notes.push(format!(
+                    "{}: it was not there at the last open or clear of the other devices; what \
+                     it holds is not used: blocks removed meanwhile may be among it",
+                    ground.path
+                ));
+            }
+            locks.extend(ground.lock);
+            fresh.push(ground.fresh || behind);
         }
-        *self.lock.lock().unwrap_or_else(PoisonError::into_inner) = ground.lock;
+        *self.locks.lock().unwrap_or_else(PoisonError::into_inner) = locks;
         self.say(notes);
-        if fresh {
+        if fresh.iter().all(|fresh| *fresh) {
             let sorter = Box::new(tier.begin_sorting());
             return Ok(State::Sorting(tier, sorter));
         }
-        let pages = Pages::new(&tier, &attach.bounce, now_us, self.io_timeout_us());
+        let pages = Pages::new(&tier, &fresh, &attach.bounce, now_us, self.io_timeout_us());
         Ok(State::Reading(tier, pages))
     }
 

@@ -6,6 +6,7 @@
 use super::probe;
 use crate::arena::{COPY_THREADS_MAX, FRAME_ALIGN_BYTES, Numa, Prefault};
 use crate::error::{Error, ErrorKind};
+use crate::ssd::format::{SLOTS_MAX, slots_for};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -83,6 +84,15 @@ pub enum OnLocked {
     Ram,
 }
 
+/// Where a device's share of a tier is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SsdPlace {
+    /// The root: the store makes a directory of its own in it.
+    pub path: PathBuf,
+    /// Bytes on disk at most, tables included.
+    pub capacity_bytes: u64,
+}
+
 /// An SSD tier.
 #[derive(Clone, Debug)]
 pub struct SsdConfig {
@@ -90,6 +100,8 @@ pub struct SsdConfig {
     pub path: PathBuf,
     /// Bytes on disk at most, tables included.
     pub capacity_bytes: u64,
+    /// Further devices of the same tier, `DEVICES_MAX` with the first one at most.
+    pub others: Vec<SsdPlace>,
     /// What does the I/O.
     pub engine: EngineKind,
     /// Of a simulated disk.
@@ -111,14 +123,28 @@ pub struct SsdConfig {
     pub reclaim: bool,
     /// Slots of one file; 0 is the default.
     pub slots_a_file: u32,
+    /// So much of a chain goes to one of several devices.
+    pub stretch_bytes: u64,
 }
 
+/// So much of a chain goes to one device of several, unless somebody says otherwise.
+const STRETCH_BYTES: u64 = 32 << 20;
+/// Most devices of a tier.
+pub const DEVICES_MAX: usize = 16;
+
 impl SsdConfig {
+    /// Every device of the tier.
+    pub(crate) fn places(&self) -> impl Iterator<Item = SsdPlace> {
+        let first = SsdPlace { path: self.path.clone(), capacity_bytes: self.capacity_bytes };
+        std::iter::once(first).chain(self.others.iter().cloned())
+    }
+
     /// A tier of so many bytes in a directory, with the defaults.
     pub fn new(path: impl Into<PathBuf>, capacity_bytes: u64) -> Self {
         Self {
             path: path.into(),
             capacity_bytes,
+            others: Vec::new(),
             engine: EngineKind::Auto,
             seed: 0,
             member: "0".to_owned(),
@@ -129,6 +155,7 @@ impl SsdConfig {
             on_locked: OnLocked::default(),
             reclaim: false,
             slots_a_file: 0,
+            stretch_bytes: STRETCH_BYTES,
         }
     }
 }
@@ -228,7 +255,26 @@ impl StoreConfig {
                         clock=\"real\".";
             return Err(Error::new(ErrorKind::Config, "KS-CFG-004", message, hint));
         }
+        let devices = 1 + ssd.others.len();
+        if devices > DEVICES_MAX {
+            let message = format!("{devices} devices; {DEVICES_MAX} are possible.");
+            let hint = "join some into one volume (LVM or md striping).";
+            return Err(Error::new(ErrorKind::Config, "KS-CFG-007", message, hint));
+        }
         Ok(())
+    }
+
+    /// SSD slots of all devices, for frames of this stride.
+    pub(crate) fn ssd_slots(&self, stride_bytes: u32) -> Result<u32, Error> {
+        let places = self.ssd.iter().flat_map(SsdConfig::places);
+        let slots = |place: SsdPlace| u64::from(slots_for(place.capacity_bytes, stride_bytes));
+        let slots: u64 = places.map(slots).sum();
+        if slots > u64::from(SLOTS_MAX) {
+            let message = format!("{slots} blocks on SSD; {SLOTS_MAX} are possible.");
+            let hint = "lower the capacities of ssd=, or raise block_bytes=.";
+            return Err(Error::new(ErrorKind::Config, "KS-CFG-008", message, hint));
+        }
+        Ok(slots as u32)
     }
 
     fn clock_name(&self) -> &'static str {

@@ -181,7 +181,7 @@ impl Store {
         self.drain();
         if !self.wait_until_taken(deadline_us) {
             driver.stop();
-            drop(self.lock.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take());
+            self.locks.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clear();
             return Closed { written: 0, left: self.parts.directory.count_dirty() };
         }
         let table_confirmed = self.write_the_last(deadline_us);
@@ -199,10 +199,11 @@ impl Store {
             tier.stats.unclean = !confirmed;
             tier.snapshot().requests_in_flight
         });
-        let lock = self.lock.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
+        let mut locks = self.locks.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let locks = std::mem::take(&mut *locks);
         if out.unwrap_or(0) > 0 {
             // What is still out may land later: the directory has no new owner in this process.
-            std::mem::forget(lock);
+            std::mem::forget(locks);
         }
         // Nothing changes any more: both are of one moment.
         let written = self.with_tier(|tier, _| tier.snapshot().blocks).unwrap_or(0);

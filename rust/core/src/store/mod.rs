@@ -42,7 +42,8 @@ mod tests;
 pub use crate::arena::{COPY_THREADS_MAX, Numa, Prefault, Rows, RowsMut};
 pub use crate::event::{Event, EventKind};
 pub use config::{
-    BLOCK_BYTES_MAX, EngineKind, FRAMES_MAX, OnLocked, PolicyKind, SsdConfig, StoreConfig,
+    BLOCK_BYTES_MAX, DEVICES_MAX, EngineKind, FRAMES_MAX, OnLocked, PolicyKind, SsdConfig,
+    SsdPlace, StoreConfig,
 };
 pub use gc::{StoreDirectory, directories, remove_directory};
 pub use inspect::{Contents, Inspected, Snapshot, SnapshotStats, Verified, inspect, verify};
@@ -62,7 +63,6 @@ use crate::directory::{Directory, Entry, Frames, pieces};
 use crate::error::{Error, ErrorKind};
 use crate::policy::{self, Policy};
 use crate::ssd::dir::LockGuard;
-use crate::ssd::format::slots_for;
 use crate::stats::{Counters, SsdStats, Stats, add, read};
 use attach::Attach;
 use clock::Clock;
@@ -111,7 +111,7 @@ pub struct Store {
     /// The way to the tier, while it is not at its end.
     attach: Mutex<Option<Box<Attach>>>,
     /// The ownership of the directory; falls with the store.
-    lock: Mutex<Option<LockGuard>>,
+    locks: Mutex<Vec<LockGuard>>,
     /// What of the tier is not as it could be.
     notes: Mutex<Vec<String>>,
     /// A deterministic store with a simulated disk can be crashed and opened again on it.
@@ -172,8 +172,7 @@ impl Store {
         let found = open::find(config, stride_bytes, world.as_ref(), watch)?;
         let later = matches!(found, Some(Found::Locked(_)));
         let arena = Self::map(config, MemoryId::ARENA, frames.max(1), stride_bytes)?;
-        let capacity_bytes = config.ssd.as_ref().map(|ssd| ssd.capacity_bytes);
-        let ssd_slots = capacity_bytes.map_or(0, |bytes| slots_for(bytes, stride_bytes));
+        let ssd_slots = config.ssd_slots(stride_bytes)?;
         let directory = Directory::new(frames.saturating_add(ssd_slots));
         let slots = directory.headers();
         let policy: Box<dyn Policy> = match config.policy {
@@ -203,7 +202,7 @@ impl Store {
             io_timeout: config.io_timeout,
             driver: below.driver,
             attach: Mutex::default(),
-            lock: Mutex::default(),
+            locks: Mutex::default(),
             notes: Mutex::default(),
             world: world.clone().map(|world| (world, config.clone())),
             deterministic: config.deterministic,
@@ -214,7 +213,7 @@ impl Store {
         if let (Some(bounce), Some(found)) = (below.bounce, found) {
             let attach = Attach::new(config, world, bounce, unix_s);
             match found {
-                Found::Ground(ground) => store.attach_now(attach, ground, watch)?,
+                Found::Grounds(grounds) => store.attach_now(attach, grounds, watch)?,
                 Found::Locked(why) => store.attach_later(attach, &why),
             }
             store.start_driver()?;

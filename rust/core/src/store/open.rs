@@ -4,14 +4,14 @@
 //! wait.
 
 use super::driver::Driver;
-use super::simulated::{SimWorld, simulated};
-use super::tier::{self, FEW_PAGES, Geometry, PAGES_MAX, Tier};
+use super::simulated::{FILES_A_DEVICE, SimWorld, simulated};
+use super::tier::{self, DevicePlace, FEW_PAGES, Geometry, PAGES_MAX, Tier};
 use super::wait::open_directory;
-use super::{EngineKind, OnLocked, SsdConfig, Store, StoreConfig};
+use super::{EngineKind, OnLocked, SsdConfig, SsdPlace, Store, StoreConfig};
 use crate::arena::{Arena, ArenaConfig, Memory, MemoryId, Prefault};
 use crate::directory::Frames;
 use crate::error::{Error, ErrorKind};
-use crate::io::{self, Engine, NoEngine, Sim, SimDisk, Wanted};
+use crate::io::{self, Engine, Many, NoEngine, Outbox, Sim, SimDisk, Wanted};
 use crate::ssd::admit::{Admission, AdmitConfig};
 use crate::ssd::dir::{self, DirConfig, LockGuard};
 use crate::ssd::format::{EPOCH_MAX, PAGE_BYTES, Super};
@@ -54,6 +54,9 @@ pub enum Progress {
 /// it.
 pub type Watch<'a> = dyn FnMut(Progress) -> bool + 'a;
 
+/// The code of an open that its caller has ended.
+const INTERRUPTED: &str = "KS-SSD-107";
+
 pub(super) fn go_on(watch: &mut Watch<'_>, progress: Progress) -> Result<(), Error> {
     let at = match &progress {
         Progress::Said(_) => String::new(),
@@ -67,7 +70,7 @@ pub(super) fn go_on(watch: &mut Watch<'_>, progress: Progress) -> Result<(), Err
     }
     let message = format!("the open was interrupted{at}.");
     let hint = "open the store again: the directory is as it was.";
-    Err(Error::new(ErrorKind::Ssd, "KS-SSD-107", message, hint))
+    Err(Error::new(ErrorKind::Ssd, INTERRUPTED, message, hint))
 }
 
 /// An error where the format has no epoch left: one more begins with every open and every clear.
@@ -102,25 +105,65 @@ pub(super) struct Ground {
     pub(super) notes: Vec<String>,
     pub(super) direct: bool,
     pub(super) path: String,
+    /// What the engine calls its first file.
+    pub(super) first_file: u32,
 }
 
-/// Finds or makes the files of a tier.
+/// Where all devices of a tier are to be; at least one.
+pub(super) struct Grounds {
+    pub(super) devices: Vec<Ground>,
+    pub(super) notes: Vec<String>,
+}
+
+/// Finds or makes the files of a tier. Of several devices, one that fails is left out.
 pub(super) fn survey(
     config: &SsdConfig,
     block_bytes: u32,
     stride_bytes: u32,
     world: Option<&SimWorld>,
     watch: &mut Watch<'_>,
-) -> Result<Ground, Error> {
-    if let Some(world) = world {
-        return simulated(config, block_bytes, stride_bytes, world);
+) -> Result<Grounds, Error> {
+    let mut grounds = Grounds { devices: Vec::new(), notes: Vec::new() };
+    let mut first_failed = None;
+    for (device, place) in (0..).zip(config.places()) {
+        let found = match world {
+            Some(world) => {
+                let which = (device, place.capacity_bytes);
+                simulated(config, which, block_bytes, stride_bytes, world)
+            }
+            None => survey_one(config, &place, device, block_bytes, stride_bytes, watch),
+        };
+        match found {
+            Ok(ground) => grounds.devices.push(ground),
+            Err(error) if error.kind == ErrorKind::Ssd && error.code != INTERRUPTED => {
+                let path = place.path.display();
+                grounds.notes.push(format!("{path}: left out: {} {}", error.message, error.hint));
+                first_failed.get_or_insert(error);
+            }
+            Err(error) => return Err(error),
+        }
     }
+    match first_failed {
+        Some(error) if grounds.devices.is_empty() => Err(error),
+        _ => Ok(grounds),
+    }
+}
+
+/// Finds or makes the files of one device.
+fn survey_one(
+    config: &SsdConfig,
+    place: &SsdPlace,
+    device: u32,
+    block_bytes: u32,
+    stride_bytes: u32,
+    watch: &mut Watch<'_>,
+) -> Result<Ground, Error> {
     let directory = DirConfig {
-        root: &config.path,
+        root: &place.path,
         fingerprint: config.fingerprint,
         member: &config.member,
         layout_json: &config.layout,
-        capacity_bytes: config.capacity_bytes,
+        capacity_bytes: place.capacity_bytes,
         stride_bytes,
         reset_on_mismatch: config.reset_on_mismatch,
         reclaim: config.reclaim,
@@ -132,7 +175,7 @@ pub(super) fn survey(
     let fresh = opened.fresh;
     let superblock = opened.super_block.unwrap_or_else(|| {
         let slots = (opened.slots, opened.slots_a_file);
-        new_super(config, block_bytes, stride_bytes, slots, opened.layout_hash)
+        new_super(config, device, block_bytes, stride_bytes, slots, opened.layout_hash)
     });
     let superblock = Super {
         slots: opened.slots,
@@ -149,11 +192,13 @@ pub(super) fn survey(
         notes,
         direct: opened.direct,
         path: opened.path.display().to_string(),
+        first_file: device * FILES_A_DEVICE,
     })
 }
 
 pub(super) fn new_super(
     config: &SsdConfig,
+    device: u32,
     block_bytes: u32,
     stride_bytes: u32,
     (slots, slots_a_file): (u32, u32),
@@ -163,12 +208,13 @@ pub(super) fn new_super(
     // Who writes into another's directory, or finds an old one's bytes, must not share it.
     let random = std::collections::hash_map::RandomState::new();
     for (at, part) in uuid.chunks_mut(8).enumerate() {
-        let word = std::hash::BuildHasher::hash_one(&random, (at, config.seed));
+        let word = std::hash::BuildHasher::hash_one(&random, (at, config.seed, device));
         part.copy_from_slice(&word.to_le_bytes());
     }
     if config.engine == EngineKind::Sim {
         uuid = [0x5A; 16];
         uuid[..8].copy_from_slice(&config.seed.to_le_bytes());
+        uuid[8] = uuid[8].wrapping_add(device as u8);
     }
     Super {
         uuid,
@@ -184,22 +230,39 @@ pub(super) fn new_super(
         key_check: [0; 16],
         clean: false,
         distrusted: false,
+        boots: Vec::new(),
     }
 }
 
-/// The engine over the files, and why it is not the best one.
+/// The engine over the files of all devices: of several, one for each.
 pub(super) fn engine(
-    ground: &mut Ground,
-    memory: Memory,
+    grounds: &mut Grounds,
+    memory: &Memory,
     clock: Option<Arc<AtomicU64>>,
     config: &SsdConfig,
 ) -> Result<Box<dyn Engine>, Error> {
-    let files = match (std::mem::replace(&mut ground.files, Files::Real(Vec::new())), clock) {
-        (Files::Sim(disk), Some(clock)) => {
-            return Ok(Box::new(Sim::new(&disk, clock, memory, config.seed)));
-        }
-        (Files::Sim(_), None) => unreachable!("`check_ssd` has refused it"),
-        (Files::Real(files), _) => files,
+    if let Files::Sim(disk) = &grounds.devices[0].files {
+        let clock = clock.expect("`check_ssd` has refused it");
+        return Ok(Box::new(Sim::new(disk, clock, memory.clone(), config.seed)));
+    }
+    let outbox = Arc::<Outbox>::default();
+    let mut engines = Vec::new();
+    for ground in &mut grounds.devices {
+        engines.push((ground.first_file, engine_of(ground, &outbox, memory.clone(), config)?));
+    }
+    Ok(Many::over(engines, outbox))
+}
+
+/// The engine over one device's files; why it is not the best one goes into the notes.
+fn engine_of(
+    ground: &mut Ground,
+    outbox: &Arc<Outbox>,
+    memory: Memory,
+    config: &SsdConfig,
+) -> Result<Box<dyn Engine>, Error> {
+    let files = match std::mem::replace(&mut ground.files, Files::Real(Vec::new())) {
+        Files::Real(files) => files,
+        Files::Sim(_) => unreachable!("a store's devices are all of one kind"),
     };
     let wanted = match config.engine {
         EngineKind::Pool => Wanted::Pool,
@@ -207,7 +270,7 @@ pub(super) fn engine(
         EngineKind::Auto | EngineKind::Sim => Wanted::Best,
     };
     let scratch = || dir::scratch(Path::new(&ground.path), ground.direct);
-    match io::choose(wanted, files, memory, POOL_THREADS, scratch) {
+    match io::choose(wanted, outbox, files, memory, POOL_THREADS, scratch) {
         Ok((engine, why)) => {
             ground.notes.extend(why.map(|why| format!("{}: {why}: threads instead", ground.path)));
             Ok(engine)
@@ -228,10 +291,10 @@ pub(super) fn engine(
 }
 
 /// Memory for table pages on their way.
-fn bounce(deterministic: bool) -> Result<Arc<Arena>, Error> {
+fn bounce(deterministic: bool, devices: u32) -> Result<Arc<Arena>, Error> {
     let config = ArenaConfig {
         who: MemoryId::PAGES,
-        frames: if deterministic { FEW_PAGES } else { PAGES_MAX },
+        frames: devices * if deterministic { FEW_PAGES } else { PAGES_MAX },
         stride_bytes: PAGE_BYTES as u32,
         prefault: Prefault::Now,
         threads: 1,
@@ -241,7 +304,7 @@ fn bounce(deterministic: bool) -> Result<Arc<Arena>, Error> {
 
 /// Where the tier is to be, or why another store has it and this one begins without.
 pub(super) enum Found {
-    Ground(Ground),
+    Grounds(Grounds),
     Locked(Error),
 }
 
@@ -254,7 +317,7 @@ pub(super) fn find(
 ) -> Result<Option<Found>, Error> {
     let Some(ssd) = &config.ssd else { return Ok(None) };
     match survey(ssd, config.block_bytes as u32, stride_bytes, world, watch) {
-        Ok(ground) => Ok(Some(Found::Ground(ground))),
+        Ok(grounds) => Ok(Some(Found::Grounds(grounds))),
         Err(error) if error.kind == ErrorKind::Locked && ssd.on_locked == OnLocked::Ram => {
             Ok(Some(Found::Locked(error)))
         }
@@ -273,18 +336,25 @@ pub(super) struct Below {
 
 impl Below {
     pub(super) fn new(config: &StoreConfig, stride_bytes: u32) -> Result<Self, Error> {
-        if config.ssd.is_none() {
-            return Ok(Self::default());
-        }
+        let Some(ssd) = &config.ssd else { return Ok(Self::default()) };
         let staged = (tier::STAGING_BYTES / u64::from(stride_bytes)).max(2) as u32;
         let staged = if config.deterministic { staged.min(4) } else { staged };
         let arena = Store::map(config, MemoryId::STAGING, staged, stride_bytes)?;
         Ok(Self {
             staging: Some(tier::Staging { arena, frames: Frames::new(staged) }),
             driver: Some(Arc::default()),
-            bounce: Some(bounce(config.deterministic)?),
+            bounce: Some(bounce(config.deterministic, ssd.places().count() as u32)?),
         })
     }
+}
+
+/// A number for this open.
+pub(super) fn boot(world: Option<&SimWorld>) -> u64 {
+    let random = || {
+        let random = std::collections::hash_map::RandomState::new();
+        std::hash::BuildHasher::hash_one(&random, std::process::id())
+    };
+    world.map_or_else(random, SimWorld::next_boot).max(1)
 }
 
 /// Seconds since 1970, as a store that opens now has it.
@@ -300,27 +370,37 @@ pub(super) fn unix_s(config: &StoreConfig) -> u64 {
 pub(super) fn tier(
     config: &StoreConfig,
     ssd: &SsdConfig,
-    ground: &Ground,
+    grounds: &Grounds,
     bounce: &Arc<Arena>,
-    places: u64,
+    frames: u32,
     headers: u32,
+    boot: u64,
     (opened_unix_s, now_us): (u64, u64),
 ) -> Box<Tier> {
-    let superblock = ground.superblock.clone();
+    let supers = || grounds.devices.iter().map(|ground| &ground.superblock);
+    let stride_bytes = grounds.devices[0].superblock.stride_bytes;
     let geometry = Geometry {
-        uuid: superblock.uuid,
         fingerprint: ssd.fingerprint,
-        stride_bytes: superblock.stride_bytes,
-        slots_a_file: superblock.slots_a_file,
-        block_bytes: superblock.block_bytes,
+        boot,
+        stride_bytes,
+        stretch_blocks: ssd.stretch_bytes / u64::from(stride_bytes),
+        block_bytes: supers().map(|superblock| superblock.block_bytes).max().unwrap_or(0),
         io_timeout_us: u64::try_from(config.io_timeout.as_micros()).unwrap_or(u64::MAX),
         opened_unix_s,
     };
+    let slots: u64 = supers().map(|superblock| u64::from(superblock.slots)).sum();
+    let places = u64::from(frames) + slots;
     let admit = AdmitConfig {
         write_bytes_per_s: ssd.write_bytes_per_s,
         block_bytes: config.block_bytes,
         places,
     };
     let admission = Admission::new(&admit, now_us);
-    Box::new(Tier::new(geometry, superblock, headers, admission, Arc::clone(bounce)))
+    let devices = grounds.devices.iter().map(|ground| {
+        let superblock = ground.superblock.clone();
+        let (uuid, slots_a_file) = (superblock.uuid, superblock.slots_a_file);
+        let place = DevicePlace { uuid, slots_a_file, first_file: ground.first_file };
+        (place, superblock)
+    });
+    Box::new(Tier::new(geometry, devices.collect(), headers, admission, Arc::clone(bounce)))
 }

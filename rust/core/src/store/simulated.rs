@@ -9,7 +9,7 @@ use crate::error::{Error, ErrorKind};
 use crate::io::{FileId, SimDisk};
 use crate::ssd::format::{self, PAGE_BYTES, SUPER_BYTES, Super};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// A simulated disk that outlives the stores on it.
 #[derive(Clone)]
@@ -17,12 +17,18 @@ pub struct SimWorld {
     pub(crate) disk: Arc<SimDisk>,
     /// Somebody else has the directory.
     held: Arc<AtomicBool>,
+    /// Opens so far.
+    boots: Arc<AtomicU64>,
 }
 
 impl SimWorld {
     /// An empty disk.
     pub fn new(seed: u64) -> Self {
-        Self { disk: SimDisk::new(seed), held: Arc::default() }
+        Self { disk: SimDisk::new(seed), held: Arc::default(), boots: Arc::default() }
+    }
+
+    pub(super) fn next_boot(&self) -> u64 {
+        self.boots.fetch_add(1, Ordering::Relaxed) + 1
     }
 
     /// Somebody else takes the directory, or gives it back.
@@ -32,17 +38,22 @@ impl SimWorld {
     }
 }
 
-/// Finds or makes the files of a tier on a simulated disk.
+/// Files of the simulated disk that are one device's.
+pub(super) const FILES_A_DEVICE: u32 = 256;
+
+/// Finds or makes the files of one device of a tier on a simulated disk.
 pub(super) fn simulated(
     config: &SsdConfig,
+    (device, capacity_bytes): (u32, u64),
     block_bytes: u32,
     stride_bytes: u32,
     world: &SimWorld,
 ) -> Result<Ground, Error> {
     let disk = &world.disk;
-    let slots = format::slots_for(config.capacity_bytes, stride_bytes);
+    let first_file = device * FILES_A_DEVICE;
+    let slots = format::slots_for(capacity_bytes, stride_bytes);
     if slots == 0 {
-        let message = format!("{} bytes hold no block of {block_bytes}.", config.capacity_bytes);
+        let message = format!("{capacity_bytes} bytes hold no block of {block_bytes}.");
         let hint = "raise the capacity of ssd= to one block and its table or more.";
         return Err(Error::new(ErrorKind::Config, "KS-CFG-005", message, hint));
     }
@@ -50,7 +61,7 @@ pub(super) fn simulated(
         let hint = "give it back.";
         return Err(Error::new(ErrorKind::Locked, "KS-LCK-001", "sim is held.", hint));
     }
-    let found = look(config, disk)?;
+    let found = look(config, disk, first_file)?;
     let slots_a_file = found.as_ref().map_or_else(
         || {
             if config.slots_a_file == 0 {
@@ -61,11 +72,15 @@ pub(super) fn simulated(
         },
         |found| found.slots_a_file,
     );
-    shape(disk, (slots, slots_a_file), stride_bytes, found.is_some());
+    let files = shape(disk, first_file, (slots, slots_a_file), stride_bytes, found.is_some());
+    assert!(
+        config.others.is_empty() || files <= FILES_A_DEVICE,
+        "a simulated device has few files"
+    );
     let fresh = found.is_none();
     let sizes = (slots, slots_a_file);
-    let superblock =
-        found.unwrap_or_else(|| new_super(config, block_bytes, stride_bytes, sizes, [0; 32]));
+    let superblock = found
+        .unwrap_or_else(|| new_super(config, device, block_bytes, stride_bytes, sizes, [0; 32]));
     let superblock = Super { slots, slots_a_file, block_bytes, ..superblock };
     Ok(Ground {
         files: Files::Sim(Arc::clone(disk)),
@@ -74,22 +89,24 @@ pub(super) fn simulated(
         fresh,
         notes: Vec::new(),
         direct: true,
-        path: "sim".to_owned(),
+        first_file,
+        path: if device == 0 { "sim".to_owned() } else { format!("sim {device}") },
     })
 }
 
 /// What SUPER says; none where the disk is empty, or is to be after a reset.
-fn look(config: &SsdConfig, disk: &SimDisk) -> Result<Option<Super>, Error> {
-    if disk.files() == 0 {
+fn look(config: &SsdConfig, disk: &SimDisk, first_file: u32) -> Result<Option<Super>, Error> {
+    let file = FileId(first_file + SUPER_FILE.0);
+    if disk.files() <= file.0 || disk.file_len(file) < SUPER_BYTES {
         return Ok(None);
     }
     let mut copies = vec![0; SUPER_BYTES as usize];
-    disk.read(SUPER_FILE, 0, &mut copies);
+    disk.read(file, 0, &mut copies);
     match format::newest(&copies[..PAGE_BYTES], &copies[PAGE_BYTES..]) {
         Ok(found) => Ok(Some(found)),
         // A crash before the first SUPER was confirmed leaves an empty one, or half of one.
         Err(format::Broken::Empty) => Ok(None),
-        Err(format::Broken::Torn) if is_blank(disk) => Ok(None),
+        Err(format::Broken::Torn) if is_blank(disk, FileId(first_file + TABLE_FILE.0)) => Ok(None),
         Err(_) if config.reset_on_mismatch => Ok(None),
         Err(broken) => {
             let message = format!("SUPER is broken: {broken:?}.");
@@ -100,31 +117,43 @@ fn look(config: &SsdConfig, disk: &SimDisk) -> Result<Option<Super>, Error> {
 }
 
 /// Whether no page of the table was ever written.
-fn is_blank(disk: &SimDisk) -> bool {
-    if disk.files() <= TABLE_FILE.0 {
+fn is_blank(disk: &SimDisk, table: FileId) -> bool {
+    if disk.files() <= table.0 {
         return true;
     }
-    let mut pages = vec![0; disk.file_len(TABLE_FILE) as usize];
-    disk.read(TABLE_FILE, 0, &mut pages);
+    let mut pages = vec![0; disk.file_len(table) as usize];
+    disk.read(table, 0, &mut pages);
     pages.iter().all(|byte| *byte == 0)
 }
 
-/// Makes the files as long as they are to be.
-fn shape(disk: &SimDisk, (slots, slots_a_file): (u32, u32), stride_bytes: u32, keep: bool) {
+/// Makes the files of a device as long as they are to be; how many they are.
+fn shape(
+    disk: &SimDisk,
+    first_file: u32,
+    (slots, slots_a_file): (u32, u32),
+    stride_bytes: u32,
+    keep: bool,
+) -> u32 {
     let files = slots.div_ceil(slots_a_file);
     let mut wanted = vec![SUPER_BYTES, u64::from(format::table_pages(slots)) * PAGE_BYTES as u64];
     wanted.extend((0..files).map(|file| {
         let slots = slots_a_file.min(slots - file * slots_a_file);
         u64::from(slots) * u64::from(stride_bytes)
     }));
+    while disk.files() < first_file {
+        disk.add_file(0);
+    }
     // As on a real disk: a fresh start finds nothing of before, and no file is left over.
-    let kept = if keep { wanted.len() as u32 } else { 0 };
-    (kept..disk.files()).for_each(|file| disk.resize(FileId(file), 0));
-    for (file, bytes) in wanted.into_iter().enumerate() {
-        if file as u32 >= disk.files() {
+    let kept = first_file + if keep { wanted.len() as u32 } else { 0 };
+    let end = disk.files().min(first_file + FILES_A_DEVICE.max(wanted.len() as u32));
+    (kept..end).for_each(|file| disk.resize(FileId(file), 0));
+    let count = wanted.len() as u32;
+    for (file, bytes) in (first_file..).zip(wanted) {
+        if file >= disk.files() {
             disk.add_file(bytes);
         } else {
-            disk.resize(FileId(file as u32), bytes);
+            disk.resize(FileId(file), bytes);
         }
     }
+    count
 }

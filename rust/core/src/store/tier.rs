@@ -7,6 +7,7 @@
 //! for a block whose bytes were written whole under its generation; nothing of a request's memory
 //! is used again before its completion, however late it comes.
 //!
+//! `devices` has what is one device's alone, `spread` which of them a block is to go to;
 //! `clean` writes dirty blocks, `load` reads blocks back, `stage` passes blocks by the arena,
 //! `settle` brings table and SUPER to disk, `faults` decides when to leave a device alone,
 //! `recover` fills the tier.
@@ -14,6 +15,7 @@
 #[cfg(all(test, not(loom)))]
 mod apart_tests;
 mod clean;
+mod devices;
 mod faults;
 mod jobs;
 mod load;
@@ -23,10 +25,12 @@ mod parts;
 mod recover;
 #[cfg(all(test, not(loom)))]
 mod regressions;
+mod room;
 mod scrub;
 mod settle;
 #[cfg(all(test, not(loom)))]
 mod sight;
+mod spread;
 mod stage;
 #[cfg(all(test, not(loom)))]
 mod tests;
@@ -45,31 +49,30 @@ use super::Parts;
 use super::keeper::Budget;
 use crate::arena::{Arena, Region};
 use crate::directory::{Directory, Dirty};
-use crate::event::{EventKind, EventLog};
+use crate::event::EventLog;
 use crate::io::{Completion, Digest, FileId, IO_ALIGN_BYTES, Op, Request};
 use crate::key::Key;
-use crate::policy::{Hints, Lru, Policy};
+use crate::policy::{Hints, Policy};
 use crate::ssd::admit::Admission;
 use crate::ssd::format::{self, Super};
-use crate::ssd::slots::Slots;
-use crate::ssd::table::Table;
 use crate::stats::SsdStats;
-use crate::units::{FrameId, NONE, Slot, SsdSlot};
+use crate::units::{Slot, SsdSlot};
 use clean::Done;
-use faults::Breaker;
+use devices::{Device, Devices};
 use jobs::{Job, Jobs};
-use parts::{Bits, InFlight, OnSsd};
-use settle::{Superblock, Syncing};
+use parts::{Bits, OnSsd};
+use spread::Spread;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-/// The files of a tier, in the order in which the engine got them.
+/// The files of a device, in the order in which the engine got them.
 pub(super) const SUPER_FILE: FileId = FileId(0);
 pub(super) const TABLE_FILE: FileId = FileId(1);
 /// `slots.0000`, and the others after it.
 pub(super) const SLOTS_FILE: u32 = 2;
 
-/// Table pages in flight, and the memory they are sealed in: enough to read a table fast at open.
+/// Table pages of a device in flight, and the memory they are sealed in: enough to read a table
+/// fast at open.
 pub(super) const PAGES_MAX: u32 = 256;
 /// The same of a deterministic store, which is opened often and holds little.
 pub(super) const FEW_PAGES: u32 = 8;
@@ -79,15 +82,26 @@ const IDLE_US: u64 = 20_000;
 /// What is fixed while the store is open.
 #[derive(Clone)]
 pub(super) struct Geometry {
-    pub(super) uuid: [u8; 16],
     pub(super) fingerprint: [u8; 16],
+    /// Drawn for this open.
+    pub(super) boot: u64,
     pub(super) stride_bytes: u32,
-    pub(super) slots_a_file: u32,
     pub(super) block_bytes: u32,
+    /// Blocks of a chain that go to one device of several.
+    pub(super) stretch_blocks: u64,
     /// Requests older than this are late: their waiters have gone.
     pub(super) io_timeout_us: u64,
     /// Seconds since 1970 when the store's clock stood at 0.
     pub(super) opened_unix_s: u64,
+}
+
+/// Where a device's files and slots are.
+#[derive(Clone)]
+pub(super) struct DevicePlace {
+    pub(super) uuid: [u8; 16],
+    pub(super) slots_a_file: u32,
+    /// What the engine calls its first file.
+    pub(super) first_file: u32,
 }
 
 impl Geometry {
@@ -126,9 +140,8 @@ pub(super) struct With<'a> {
 /// The tier.
 pub(super) struct Tier {
     geometry: Geometry,
-    table: Table,
-    slots: Slots,
-    order: Lru,
+    devices: Devices,
+    spread: Spread,
     admission: Admission,
     /// Dirty blocks that admission refused: they may leave RAM as they are.
     refused: Bits,
@@ -141,15 +154,7 @@ pub(super) struct Tier {
     written: VecDeque<Done>,
     jobs: Jobs,
     outbox: Vec<Request>,
-    /// Reads that wait for room in flight: each has its memory already.
-    waiting_reads: VecDeque<Request>,
-    reading: InFlight,
-    writing: InFlight,
     bounce: Arc<Arena>,
-    bounce_free: Vec<FrameId>,
-    superblock: Superblock,
-    syncing: Syncing,
-    breaker: Breaker,
     counter: u64,
     /// Puts that wait for a clean block to leave.
     pub(super) waiting_puts: u32,
@@ -174,20 +179,26 @@ pub(super) struct Tier {
 }
 
 impl Tier {
-    /// A tier over files that hold what `superblock` says. Nothing is known yet of their blocks.
+    /// A tier over devices that hold what each one's SUPER says. Nothing is known yet of their
+    /// blocks. Each has an equal share of the memory for pages.
     pub(super) fn new(
         geometry: Geometry,
-        superblock: Super,
+        places: Vec<(DevicePlace, Super)>,
         headers: u32,
         admission: Admission,
         bounce: Arc<Arena>,
     ) -> Self {
-        let order = Lru::new(headers);
-        order.tables().into_iter().for_each(crate::arena::prefer_huge_pages);
+        let share = bounce.frames() / places.len() as u32;
+        let weights: Vec<u32> = places.iter().map(|(_, superblock)| superblock.slots).collect();
+        let (mut first_slot, mut devices) = (0, Vec::new());
+        for (at, (place, superblock)) in (0..).zip(places) {
+            let (slots, frames) = (superblock.slots, at * share..(at + 1) * share);
+            devices.push(Device::new(place, superblock, first_slot, headers, frames));
+            first_slot += slots;
+        }
         Self {
-            table: Table::new(superblock.slots, geometry.uuid),
-            slots: Slots::new(superblock.slots),
-            order,
+            devices: Devices::new(devices),
+            spread: Spread::new(&weights, geometry.stretch_blocks, headers),
             admission,
             refused: Bits::new(headers),
             redo: VecDeque::new(),
@@ -195,14 +206,7 @@ impl Tier {
             written: VecDeque::new(),
             jobs: Jobs::default(),
             outbox: Vec::new(),
-            waiting_reads: VecDeque::new(),
-            reading: InFlight::default(),
-            writing: InFlight::default(),
-            bounce_free: (0..bounce.frames()).map(FrameId).collect(),
             bounce,
-            superblock: Superblock::new(superblock),
-            syncing: Syncing::default(),
-            breaker: Breaker::default(),
             counter: 0,
             waiting_puts: 0,
             flushing: 0,
@@ -260,8 +264,10 @@ impl Tier {
         let whole = completion.result == Ok(begun.len);
         self.judge(with, &begun, &completion);
         match begun.job {
-            Job::Clean { .. } | Job::Stage(_) => self.writing.remove(begun.len),
-            Job::Load { .. } | Job::Peek(_) => self.reading.remove(begun.len),
+            Job::Clean { .. } | Job::Stage(_) => {
+                self.devices[begun.device].writing.remove(begun.len)
+            }
+            Job::Load { .. } | Job::Peek(_) => self.devices[begun.device].reading.remove(begun.len),
             Job::Page { .. } | Job::Super | Job::SyncSuper | Job::SyncTable | Job::SyncSlots => {}
         }
         match begun.job {
@@ -276,109 +282,64 @@ impl Tier {
             Job::Stage(staged) => self.end_stage(with, staged, &completion, whole),
             Job::Peek(peek) => self.end_peek(with, &peek, &completion, whole),
             Job::Page { page, frame } => {
-                self.bounce_free.push(frame);
-                self.table.done(page, whole, with.now_us);
+                let device = &mut self.devices[begun.device];
+                device.bounce_free.push(frame);
+                device.table.done(page, whole, with.now_us);
+                device.syncing.wrote_page(whole);
                 self.stats.page_writes += u64::from(whole);
-                self.syncing.wrote_page(whole);
             }
-            Job::Super => self.end_super(with.now_us, begun.frame, whole),
-            Job::SyncSuper => self.end_super_sync(with.now_us, completion.result.is_ok()),
+            Job::Super => self.end_super(begun.device, with.now_us, begun.frame, whole),
+            Job::SyncSuper => {
+                self.end_super_sync(begun.device, with.now_us, completion.result.is_ok());
+            }
             Job::SyncTable | Job::SyncSlots => {
-                self.end_sync(with.now_us, completion.result.is_ok());
+                self.end_sync(begun.device, with.now_us, completion.result.is_ok());
             }
         }
     }
 
-    /// Where a slot lies.
-    fn place(&self, ssd: SsdSlot) -> (FileId, u64) {
-        let Geometry { slots_a_file, stride_bytes, .. } = self.geometry;
-        let (file, offset) = format::place(ssd.0, slots_a_file, stride_bytes);
-        (FileId(SLOTS_FILE + file), offset)
-    }
-
-    fn digest(&self, key: Key, len: u32, generation: u64) -> Digest {
-        let Geometry { uuid, fingerprint, .. } = &self.geometry;
+    fn digest(&self, ssd: SsdSlot, key: Key, len: u32, generation: u64) -> Digest {
+        let (uuid, fingerprint) = (self.devices.uuid(ssd), &self.geometry.fingerprint);
         Digest { seed: format::tag_seed(uuid, fingerprint, &key, len, generation), len }
     }
 
     fn request(&self, id: u64, op: Op, ssd: SsdSlot, region: Region, digest: Digest) -> Request {
-        let (file, offset) = self.place(ssd);
+        let (file, offset) = self.devices.location(ssd, self.geometry.stride_bytes);
         let urgent = op == Op::Read;
         Request { id, op, file, offset, region, digest: Some(digest), urgent }
     }
 
     fn next_generation(&mut self) -> u64 {
         self.counter += 1;
-        format::generation(self.superblock.epoch(), self.counter)
+        format::generation(self.epoch(), self.counter)
     }
 
-    /// A free slot: from the list, or of a block that is only on SSD and can leave.
-    fn take_slot(&mut self, with: &mut With<'_>, budget: &mut Budget) -> Option<SsdSlot> {
-        let directory = &with.parts.directory;
-        loop {
-            if let Some(slot) = self.slots.take() {
-                return Some(slot);
-            }
-            let found = self.order.victim(None, &OnSsd(directory), budget.left());
-            let crate::policy::Search::Victim(slot) = found else { return None };
-            let Some((gone, ssd)) = directory.evict_from_ssd(slot) else { continue };
-            self.order.forget(slot);
-            self.table.blank(ssd, with.now_us);
-            directory.bury(slot);
-            with.parts.counters.resident(u32::from(gone.epoch), -1, -i64::from(gone.len));
-            if gone.epoch == directory.epoch() as u16 {
-                self.stats.evictions += 1;
-                with.log.add(EventKind::Removed, Some(gone.key), "ssd");
-            } else {
-                *with.cleared += 1;
-            }
-            return Some(ssd);
-        }
-    }
-
-    /// The block gives up its SSD copy, if it has one and no read of it is out: the record goes,
-    /// the slot is free (or, after a fault, never used again).
-    fn give_up(&mut self, with: &mut With<'_>, slot: Slot, quarantine: bool) {
-        let directory = &with.parts.directory;
-        if let Some(ssd) = directory.give_up_ssd(slot) {
-            self.order.forget(slot);
-            self.release(ssd, quarantine, with.now_us);
-        } else if let Some(ssd) = directory.ssd_slot_of(slot) {
-            // Being read: its slot follows with the completion.
-            self.table.blank(ssd, with.now_us);
-        }
-    }
-
-    fn release(&mut self, ssd: SsdSlot, quarantine: bool, now_us: u64) {
-        self.table.blank(ssd, now_us);
-        if quarantine {
-            self.slots.quarantine(ssd);
-        } else {
-            self.slots.give(ssd);
-        }
+    /// The epoch: one for all devices.
+    fn epoch(&self) -> u32 {
+        self.devices[0].superblock.epoch()
     }
 
     /// For the keeper: a block was removed or cleared. What is on SSD of it goes at once.
     pub(super) fn forget(&mut self, with: &mut With<'_>, slot: Slot) {
         self.refused.set(slot, false);
-        self.order.forget(slot);
+        self.devices.forget(slot);
         self.give_up(with, slot, false);
     }
 
     /// For the keeper: a block left RAM and is only on SSD now.
     pub(super) fn demoted(&mut self, slot: Slot) {
         self.stats.demotions += 1;
-        self.order.wake(slot);
+        self.devices.wake(slot);
     }
 
     /// Whether blocks are being written, or wait for their record.
     pub(super) fn is_writing(&self) -> bool {
-        self.writing.count > 0 || !self.written.is_empty()
+        self.devices.writing() > 0 || !self.written.is_empty()
     }
 
     /// Whether blocks are held for their writes or reads.
     pub(super) fn is_moving(&self) -> bool {
-        self.writing.count > 0 || self.reading.count > 0
+        self.devices.writing() > 0 || self.devices.reading() > 0
     }
 
     /// Changes whenever a block may be able to leave RAM that was not before.
@@ -390,7 +351,9 @@ impl Tier {
 
     /// For the keeper: a block came to RAM, dirty.
     pub(super) fn inserted(&mut self, with: &With<'_>, slot: Slot) {
-        with.parts.directory.note_insert(slot, self.geometry.minutes(with.now_us));
+        let directory = &with.parts.directory;
+        directory.note_insert(slot, self.geometry.minutes(with.now_us));
+        self.spread.note(slot, directory.parent_of(slot).map(|(parent, _)| parent));
         self.refused.set(slot, false);
         self.stuck = false;
     }
@@ -398,23 +361,23 @@ impl Tier {
     /// For the keeper: a block was delivered.
     pub(super) fn touch(&mut self, with: &mut With<'_>, slot: Slot) {
         let directory = &with.parts.directory;
-        self.order.touch(slot, &OnSsd(directory));
         self.refused.set(slot, false);
         directory.note_use(slot, self.geometry.minutes(with.now_us));
         if let Some(ssd) = directory.ssd_slot_of(slot) {
+            self.devices.order_of(ssd).touch(slot, &OnSsd(directory));
             let (last_use, hits) = directory.usage(slot);
-            self.table.touch_meta(ssd, last_use, hits);
+            self.devices.touch_meta(ssd, last_use, hits);
         }
     }
 
     /// Whether the block is on SSD.
     pub(super) fn contains(&self, slot: Slot) -> bool {
-        self.order.contains(slot)
+        self.devices.contains(slot)
     }
 
     /// For the keeper: a skipped block may be able to leave again.
     pub(super) fn wake(&mut self, slot: Slot) {
-        self.order.wake(slot);
+        self.devices.wake(slot);
     }
 
     /// For the keeper: a block whose retirement was taken back is to be written after all.
@@ -425,18 +388,21 @@ impl Tier {
 
     /// Memory of image, slots, order and bits.
     pub(super) fn bytes(&self) -> u64 {
-        let bits = self.refused.bytes();
-        self.table.bytes() + self.slots.bytes() + self.order.bytes() + bits
+        let of_one = |it: &Device| it.table.bytes() + it.slots.bytes() + it.order.bytes();
+        let devices: u64 = self.devices.iter().map(of_one).sum();
+        devices + self.refused.bytes() + self.spread.bytes()
     }
 
     /// Whether requests are out, or about to be.
     pub(super) fn busy(&self) -> bool {
-        !self.jobs.is_empty() || !self.waiting_reads.is_empty() || !self.outbox.is_empty()
+        let waiting = self.devices.iter().any(|device| !device.waiting_reads.is_empty());
+        !self.jobs.is_empty() || waiting || !self.outbox.is_empty()
     }
 
     /// When something will have to be done without a completion, at the latest.
     pub(super) fn next_at(&mut self, now_us: u64) -> u64 {
-        let due = self.table.next_due_at().unwrap_or(u64::MAX);
+        let due = self.devices.iter_mut().filter_map(|device| device.table.next_due_at()).min();
+        let due = due.unwrap_or(u64::MAX);
         let idle = if self.stuck { u64::MAX } else { now_us + IDLE_US };
         due.min(idle).max(now_us + 1_000)
     }
@@ -447,13 +413,17 @@ impl Tier {
         SsdStats {
             admitted_under: admitted.written_under,
             admitted_over: admitted.written_over,
-            slots_total: u64::from(self.table.slots()),
-            slots_free: u64::from(self.slots.free()),
-            quarantined: u64::from(self.slots.quarantined()),
-            blocks: self.order.len(),
-            table_pages_dirty: u64::from(self.table.dirty_pages()),
+            slots_total: u64::from(self.devices.slots()),
+            slots_free: u64::from(self.devices.slots_free()),
+            quarantined: self.devices.iter().map(|it| u64::from(it.slots.quarantined())).sum(),
+            blocks: self.devices.blocks(),
+            table_pages_dirty: self
+                .devices
+                .iter()
+                .map(|it| u64::from(it.table.dirty_pages()))
+                .sum(),
             requests_in_flight: self.jobs.len() as u64,
-            state: if self.recovering { "recovering" } else { self.breaker.state() },
+            state: if self.recovering { "recovering" } else { self.state() },
             ..self.stats.clone()
         }
     }
@@ -470,28 +440,34 @@ impl Tier {
 
     /// For the recount: removed blocks whose slot follows with the end of their read.
     pub(super) fn leaving(&self) -> u64 {
-        self.jobs.loading().filter(|slot| !self.order.contains(*slot)).count() as u64
+        self.jobs.loading().filter(|slot| !self.devices.contains(*slot)).count() as u64
     }
 
     /// For the recount: the slots of the order, and whether its numbers agree.
     pub(super) fn validate(&self, directory: &Directory, wrong: &mut Vec<String>) {
-        for slot in self.order.validate() {
-            let ssd = directory.ssd_slot_of(slot).map_or(NONE, |ssd| ssd.0);
-            if ssd == NONE {
-                wrong.push(format!("slot {} is in the SSD order without an SSD slot", slot.0));
-            } else if self.table.get(SsdSlot(ssd)).key != directory.describe(slot).0
-                && !(self.table.get(SsdSlot(ssd)).is_free() && self.is_loading(slot))
-            {
-                wrong.push(format!("slot {}: its record is another block's", slot.0));
+        for (at, device) in self.devices.iter().enumerate() {
+            for slot in device.order.validate() {
+                let ssd = directory.ssd_slot_of(slot);
+                let Some(ssd) = ssd.filter(|ssd| self.devices.of(*ssd) == at) else {
+                    let slot = slot.0;
+                    wrong.push(format!("slot {slot} is in the SSD order without an SSD slot"));
+                    continue;
+                };
+                let record = self.devices.record(ssd);
+                if record.key != directory.describe(slot).0
+                    && !(record.is_free() && self.is_loading(slot))
+                {
+                    wrong.push(format!("slot {}: its record is another block's", slot.0));
+                }
             }
         }
-        let out = u64::from(self.slots.used()) - self.order.len();
+        let used: u64 = self.devices.iter().map(|it| u64::from(it.slots.used())).sum();
+        let blocks = self.devices.blocks();
+        let out = used - blocks;
         let writing = self.jobs.writing() + self.written.len() as u64;
         if out < writing || out > writing + self.jobs.loading().count() as u64 {
             wrong.push(format!(
-                "SSD slots used {}, in the order {}, being written {writing}",
-                self.slots.used(),
-                self.order.len()
+                "SSD slots used {used}, in the order {blocks}, being written {writing}"
             ));
         }
     }

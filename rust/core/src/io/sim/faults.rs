@@ -5,7 +5,7 @@
 //! the order of submissions alone.
 
 use super::rng::Rng;
-use crate::io::{Fault, Op};
+use crate::io::{Fault, FileId, Op};
 
 /// Denominator of every probability here.
 pub(crate) const PPM: u32 = 1_000_000;
@@ -61,6 +61,8 @@ pub(crate) struct SimFaults {
     pub(crate) duplicate_ppm: u32,
     /// Every request submitted hangs.
     pub(crate) hang_all: bool,
+    /// Requests for these files fail, or hang.
+    pub(crate) lost_files: Option<(std::ops::Range<u32>, Mishap)>,
     pub(crate) fail_next: Option<FailNext>,
     /// Shortest and longest time of a read, a write, a sync.
     pub(crate) latency_us: [(u32, u32); 3],
@@ -89,6 +91,7 @@ impl Default for SimFaults {
             rot_ppm: 0,
             duplicate_ppm: 0,
             hang_all: false,
+            lost_files: None,
             fail_next: None,
             latency_us: [(60, 300), (20, 200), (500, 3000)],
             reaps_left: u64::MAX,
@@ -100,9 +103,14 @@ impl Default for SimFaults {
 
 impl SimFaults {
     /// What happens to the next request of this kind.
-    pub(super) fn draw(&mut self, op: Op, rng: &mut Rng) -> Option<Mishap> {
+    pub(super) fn draw(&mut self, op: Op, file: FileId, rng: &mut Rng) -> Option<Mishap> {
         if let Some(mishap) = self.due(op) {
             return Some(mishap);
+        }
+        if let Some((files, mishap)) = &self.lost_files
+            && files.contains(&file.0)
+        {
+            return Some(*mishap);
         }
         if self.hang_all {
             return Some(Mishap::Hang);

@@ -80,7 +80,7 @@ impl Lane {
             self.check_alone(&request, &mut world.counts);
         }
         world.counts.asked(request.op);
-        let mishap = world.faults.draw(request.op, &mut self.rng);
+        let mishap = world.faults.draw(request.op, request.file, &mut self.rng);
         let latency_us = world.faults.latency_us(request.op, &mut self.rng);
         match request.op {
             Op::Read if world.faults.poison_reads => {

@@ -136,6 +136,7 @@ fn super_of(opened: &Opened) -> Super {
         key_check: [0; 16],
         clean: false,
         distrusted: false,
+        boots: Vec::new(),
     }
 }
 

@@ -46,6 +46,21 @@ pub(crate) struct Super {
     pub(crate) clean: bool,
     /// A sync failed, and none after it has confirmed every page of the table.
     pub(crate) distrusted: bool,
+    /// The last opens, newest first, `BOOTS_MAX` at most: by them, directories that are opened
+    /// together know what each has missed.
+    pub(crate) boots: Vec<Boot>,
+}
+
+/// Opens that a directory remembers.
+pub(crate) const BOOTS_MAX: usize = 32;
+
+/// An open of one or several directories together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Boot {
+    /// Drawn for it, never 0.
+    pub(crate) id: u64,
+    /// The last epoch of it that the directory has seen; of the newest, `Super::epoch`.
+    pub(crate) epoch: u32,
 }
 
 /// Why bytes are not a SUPER.
@@ -80,8 +95,16 @@ struct WireSuper {
     slots: U32,
     slots_a_file: U32,
     key_check: [u8; 16],
-    reserve: [u8; SUPER_CRC_AT - 128],
+    boots: [WireBoot; BOOTS_MAX],
+    reserve: [u8; SUPER_CRC_AT - 128 - BOOTS_MAX * size_of::<WireBoot>()],
     crc: U64,
+}
+
+#[repr(C)]
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+struct WireBoot {
+    id: U64,
+    epoch: U32,
 }
 
 impl Super {
@@ -105,6 +128,10 @@ impl Super {
         wire.slots = self.slots.into();
         wire.slots_a_file = self.slots_a_file.into();
         wire.key_check = self.key_check;
+        for (at, (wire, boot)) in wire.boots.iter_mut().zip(&self.boots).enumerate() {
+            let epoch = if at == 0 { self.epoch } else { boot.epoch };
+            *wire = WireBoot { id: boot.id.into(), epoch: epoch.into() };
+        }
         let crc = crc_around(&page, SUPER_CRC_AT);
         page[SUPER_CRC_AT..].copy_from_slice(&crc.to_le_bytes());
         page
@@ -145,8 +172,38 @@ impl Super {
             key_check: wire.key_check,
             clean: flags & SUPER_CLEAN != 0,
             distrusted: flags & SUPER_DISTRUSTED != 0,
+            boots: wire.boots.iter().map(WireBoot::read).take_while(|it| it.id != 0).collect(),
         };
         found.absurdity().map_or(Ok(found), |field| Err(Broken::Absurd(field)))
+    }
+
+    /// A new open begins in this epoch.
+    pub(crate) fn boot(&mut self, id: u64, epoch: u32) {
+        if let Some(last) = self.boots.first_mut() {
+            last.epoch = self.epoch;
+        }
+        self.epoch = epoch;
+        self.boots.insert(0, Boot { id, epoch });
+        self.boots.truncate(BOOTS_MAX);
+    }
+
+    /// Whether the other directory, once opened together with this one, was opened or cleared
+    /// without it: what was removed then may still be here. What never was together with it, or so
+    /// long ago that both have forgotten, counts by its epoch.
+    pub(crate) fn misses(&self, other: &Self) -> bool {
+        if self.epoch == 0 || other.epoch == 0 {
+            return false;
+        }
+        let seen = |id: u64| self.boots.iter().position(|boot| boot.id == id);
+        match other.boots.first().and_then(|newest| seen(newest.id)) {
+            Some(0) => self.epoch < other.epoch,
+            Some(at) => self.boots[at].epoch < other.epoch,
+            None if other.boots.iter().any(|boot| seen(boot.id).is_some()) => true,
+            None => {
+                let full = |it: &Self| it.boots.len() == BOOTS_MAX;
+                full(self) && full(other) && self.epoch < other.epoch
+            }
+        }
     }
 
     /// Which copy this one is written to.
@@ -175,6 +232,12 @@ impl Super {
         } else {
             None
         }
+    }
+}
+
+impl WireBoot {
+    fn read(&self) -> Boot {
+        Boot { id: self.id.get(), epoch: self.epoch.get() }
     }
 }
 

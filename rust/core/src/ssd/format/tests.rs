@@ -1,6 +1,6 @@
 //! Tests of format v1: fixed bytes, round trips, refusals, hostile bytes.
 
-use super::superblock::{SUPER_CRC_AT, SUPER_MAGIC};
+use super::superblock::{BOOTS_MAX, Boot, SUPER_CRC_AT, SUPER_MAGIC};
 use super::*;
 use crate::io::digest;
 use proptest::prelude::*;
@@ -28,6 +28,7 @@ fn golden_super() -> Super {
         key_check: [0; 16],
         clean: true,
         distrusted: false,
+        boots: Vec::new(),
     }
 }
 
@@ -164,7 +165,43 @@ fn super_says_what_is_wrong() {
     assert_eq!(Super::decode(&patched(12, 4)), Err(Broken::Absurd("flags")));
     assert_eq!(Super::decode(&patched(12, 1 << 31)), Err(Broken::Absurd("flags")));
     // What this format sets aside may be used without a new version.
-    assert_eq!(Super::decode(&patched(128, 77)), Ok(golden_super()));
+    assert_eq!(Super::decode(&patched(600, 77)), Ok(golden_super()));
+}
+
+/// What two directories miss of each other after opens of the first, of the second, of both.
+#[test]
+fn what_was_opened_without_the_other_is_missed() {
+    let made = || Super { epoch: 0, ..golden_super() };
+    let (mut ids, mut epoch) = (1.., 0);
+    let mut open = |which: &mut [&mut Super]| {
+        epoch += 1;
+        let id = ids.next().expect("endless");
+        which.iter_mut().for_each(|it| it.boot(id, epoch));
+    };
+    let misses = |a: &Super, b: &Super| (a.misses(b), b.misses(a));
+    let (mut a, mut b) = (made(), made());
+    open(&mut [&mut a]);
+    assert_eq!(misses(&a, &b), (false, false), "one is new");
+    open(&mut [&mut a, &mut b]);
+    assert_eq!(misses(&a, &b), (false, false));
+    open(&mut [&mut a]);
+    assert_eq!(misses(&a, &b), (false, true));
+    open(&mut [&mut b]);
+    assert_eq!(misses(&a, &b), (true, true), "each went on without the other");
+    open(&mut [&mut a, &mut b]);
+    assert_eq!(misses(&a, &b), (false, false));
+    b.epoch += 1;
+    assert_eq!(misses(&a, &b), (true, false), "a clear that one has not seen");
+    open(&mut [&mut b]);
+    assert_eq!(misses(&a, &b), (true, false));
+    let (mut c, mut d) = (made(), made());
+    open(&mut [&mut c]);
+    open(&mut [&mut d]);
+    assert_eq!(misses(&c, &d), (false, false), "never together");
+    (0..BOOTS_MAX).for_each(|_| open(&mut [&mut c]));
+    assert_eq!(misses(&c, &d), (false, false), "one of them would know");
+    (0..BOOTS_MAX).for_each(|_| open(&mut [&mut d]));
+    assert_eq!(misses(&c, &d), (true, false), "nobody knows any more");
 }
 
 #[test]
@@ -280,11 +317,12 @@ fn any_record() -> impl Strategy<Value = Record> {
 /// A sane SUPER.
 fn any_super() -> impl Strategy<Value = Super> {
     let ids = (any::<[u8; 16]>(), any::<[u8; 16]>(), any::<[u8; 32]>(), any::<[u8; 16]>());
-    let numbers = (0..u64::MAX, 1..=EPOCH_MAX, any::<u32>(), any::<[bool; 2]>());
+    let boots = proptest::collection::vec((1..u64::MAX, any::<u32>()), 0..=BOOTS_MAX);
+    let numbers = (0..u64::MAX, 1..=EPOCH_MAX, any::<u32>(), any::<[bool; 2]>(), boots);
     let sizes = (1..=1_u32 << 28, 0..3_u32, 1..=SLOTS_MAX, 1..=u32::MAX);
     (ids, numbers, sizes).prop_map(|(ids, numbers, sizes)| {
         let (uuid, fingerprint, layout_hash, key_check) = ids;
-        let (sequence, epoch, clear, [clean, distrusted]) = numbers;
+        let (sequence, epoch, clear, [clean, distrusted], boots) = numbers;
         let (block_bytes, spare, slots, a_file) = sizes;
         let page = PAGE_BYTES as u32;
         let stride_bytes = block_bytes.next_multiple_of(page) + spare * page;
@@ -304,6 +342,11 @@ fn any_super() -> impl Strategy<Value = Super> {
             key_check,
             clean,
             distrusted,
+            boots: boots
+                .into_iter()
+                .enumerate()
+                .map(|(at, (id, seen))| Boot { id, epoch: if at == 0 { epoch } else { seen } })
+                .collect(),
         }
     })
 }

@@ -140,7 +140,7 @@ fn long_chains_and_circles_need_no_stack() {
 
 /// Sorts records out in steps of so many; also how many steps that took.
 fn in_steps(records: &[Record], clear_epoch: u32, most: usize) -> (Plan, usize) {
-    let mut sorter = Sorter::new(records.len(), clear_epoch, BLOCK_BYTES);
+    let mut sorter = Sorter::new(records.len(), vec![(SsdSlot(0), clear_epoch)], BLOCK_BYTES);
     let (mut steps, mut before) = (0, (0, records.len() as u64));
     loop {
         steps += 1;
@@ -190,7 +190,7 @@ fn a_step_does_no_more_than_it_may() {
 #[test]
 fn keys_of_one_hash_are_told_apart() {
     let records: Vec<Record> = (0..50).map(|name| record(name, None, generation(1, 1))).collect();
-    let mut sorter = Sorter::new(records.len(), 0, BLOCK_BYTES);
+    let mut sorter = Sorter::new(records.len(), Vec::new(), BLOCK_BYTES);
     sorter.step(numbered(&records), usize::MAX);
     let found = &sorter.found;
     let mut index = Index::new(found.len());

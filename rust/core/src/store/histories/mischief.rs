@@ -5,16 +5,25 @@
 
 use super::history::History;
 use super::plan::Nature;
+use super::situations::Situation;
 use crate::io::{FailNext, Fault, FileId, Mishap, Op};
+use crate::store::simulated::FILES_A_DEVICE;
 
 const PAGE_BYTES: u64 = 4096;
 const EIO: i32 = 5;
+/// Of several devices, files that something befalls: SUPER, the table, some slots.
+const FILES_OFTEN: u32 = 5;
+
+fn is_super(file: FileId) -> bool {
+    file.0.is_multiple_of(FILES_A_DEVICE)
+}
 
 impl History {
     /// Something happens to the disk, as its nature allows.
     pub(super) fn mischief(&mut self) {
         match self.rng.below(10) {
             _ if self.plan.nature == Nature::Honest => {}
+            _ if self.plan.devices() > 1 && self.rng.one_in(4) => self.lose_device(),
             0..=2 => self.storm(),
             3 => self.release_hangs(),
             4 | 5 => self.one_mishap(),
@@ -85,11 +94,61 @@ impl History {
         self.harm(lie);
     }
 
+    /// Draws nothing where there is one.
+    fn any_device(&mut self) -> u32 {
+        let devices = self.plan.devices();
+        if devices > 1 { self.rng.below(devices.into()) as u32 } else { 0 }
+    }
+
+    /// A device does nothing any more, until the disk is calm again.
+    fn lose_device(&mut self) {
+        let first = self.any_device() * FILES_A_DEVICE;
+        let hangs = self.rng.one_in(3);
+        let mishap = if hangs { Mishap::Hang } else { Mishap::Error(Fault::Io(EIO)) };
+        self.say(|| format!("the device of file {first} is lost: {mishap:?}"));
+        let lost = Some((first..first + FILES_A_DEVICE, mishap));
+        self.disk(|disk| disk.faults(|faults| faults.lost_files = lost));
+        self.situations.note(Situation::DeviceLost, true);
+        self.stormy = true;
+        self.reads_harmed = true;
+        self.harm(false);
+    }
+
+    /// Between two stores: a device is replaced by an empty one, or all but the first are left out
+    /// or there again. Whether anything is other than it was.
+    pub(super) fn change_devices(&mut self) -> bool {
+        match self.rng.below(8) {
+            // Who alone knew of the removals of a time must not go while the others are away.
+            0 if self.plan.away.is_empty() => {
+                let first = self.any_device() * FILES_A_DEVICE;
+                self.say(|| format!("the device of file {first} is replaced by an empty one"));
+                self.disk(|disk| {
+                    let files = disk.files();
+                    (first..files.min(first + FILES_A_DEVICE))
+                        .for_each(|file| disk.resize(FileId(file), 0));
+                });
+                self.situations.note(Situation::DeviceReplaced, true);
+                true
+            }
+            1 => {
+                let out = self.plan.leave_out();
+                self.say(|| format!("all devices but the first left out: {out}"));
+                self.situations.note(Situation::DeviceLeftOut, out);
+                true
+            }
+            _ => !self.plan.away.is_empty(),
+        }
+    }
+
     fn any_file(&mut self) -> (FileId, u64) {
         let files = self.disk(crate::io::SimDisk::files);
         // The table as often as all slots.
+        let first = self.any_device() * FILES_A_DEVICE;
+        let files = if self.plan.devices() > 1 { FILES_OFTEN } else { files };
         let file = if self.rng.one_in(3) { 1 } else { self.rng.below(u64::from(files)) as u32 };
-        let file = FileId(file);
+        let file = FileId(first + file);
+        let there = self.disk(crate::io::SimDisk::files) > file.0;
+        let file = if there { file } else { FileId(first) };
         (file, self.disk(|disk| disk.file_len(file)))
     }
 
@@ -98,7 +157,7 @@ impl History {
         if len < PAGE_BYTES {
             return;
         }
-        self.super_harmed |= file.0 == 0;
+        self.super_harmed |= is_super(file);
         let page = self.rng.below(len / PAGE_BYTES) * PAGE_BYTES;
         let (at, mask) = (page + self.rng.below(600), 1 << self.rng.below(8));
         let zero = self.rng.one_in(3);
@@ -135,7 +194,7 @@ impl History {
         if a == b {
             return;
         }
-        self.super_harmed |= a.0 == 0 || b.0 == 0;
+        self.super_harmed |= is_super(a) || is_super(b);
         self.say(|| format!("swap files {a:?} and {b:?}"));
         self.disk(|disk| disk.swap_files(a, b));
         self.reads_harmed = true;

@@ -155,7 +155,10 @@ impl History {
 
     /// The files take no more than they may.
     fn fits_the_disk(&self) -> Done {
-        let most = self.plan.config.ssd.as_ref().map_or(0, |ssd| ssd.capacity_bytes);
+        let ssd = self.plan.config.ssd.as_ref();
+        let most: u64 = ssd.map_or(0, |ssd| ssd.places().map(|place| place.capacity_bytes).sum());
+        let away: u64 = self.plan.away.iter().map(|place| place.capacity_bytes).sum();
+        let most = most + away;
         let files = (0..self.disk(SimDisk::files)).map(FileId);
         let bytes: u64 = files.map(|file| self.disk(|disk| disk.file_len(file))).sum();
         if bytes > most { Err(format!("{bytes} bytes of {most} on disk")) } else { Ok(()) }

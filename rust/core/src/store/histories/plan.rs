@@ -5,7 +5,8 @@
 
 use crate::io::{PPM, Rng, SimFaults};
 use crate::key::Key;
-use crate::store::{EngineKind, PolicyKind, SsdConfig, StoreConfig};
+use crate::ssd::format::slots_for;
+use crate::store::{EngineKind, PolicyKind, SsdConfig, SsdPlace, StoreConfig};
 use std::cmp::Ordering;
 use std::time::Duration;
 
@@ -18,6 +19,9 @@ const CRASHES_MAX: u64 = 5;
 const OPS: (u64, u64) = (50, 2000);
 const LENGTHS: [u32; 6] = [0, 1, 17, 600, 4096, 8192];
 const BLOCK_BYTES: [u64; 8] = [4096, 4096, 4096, 4096, 8192, 600, 17, 5000];
+
+/// Where a seed says how many further devices there are.
+pub(super) const DEVICES_SHIFT: u32 = 60;
 
 /// What the disk may do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,7 +46,10 @@ pub(super) struct Plan {
     pub(super) lengths: Vec<u32>,
     pub(super) config: StoreConfig,
     pub(super) frames: usize,
+    /// Of all devices that are there.
     pub(super) slots: usize,
+    /// Devices left out for the life of one store.
+    pub(super) away: Vec<SsdPlace>,
     /// Before which operations the store crashes, ascending.
     pub(super) crashes: Vec<u32>,
     /// What the disk does while it is at its worst.
@@ -71,8 +78,9 @@ fn any<T: Copy>(rng: &mut Rng, of: &[T]) -> T {
 }
 
 impl Plan {
+    /// The top four bits of a seed say how many further devices there are.
     pub(super) fn draw(seed: u64) -> Self {
-        let mut rng = Rng::new(seed);
+        let mut rng = Rng::new(seed & !(u64::MAX << DEVICES_SHIFT));
         let rng = &mut rng;
         let nature = match rng.below(10) {
             0..=5 => Nature::Honest,
@@ -101,7 +109,11 @@ impl Plan {
             (0..crashes).map(|_| 1 + rng.below(u64::from(ops)) as u32).collect();
         crashes.sort_unstable();
         crashes.dedup();
-        let config = config(rng, frames, slots, seed);
+        let mut config = config(rng, frames, slots, seed);
+        let mut all_slots = slots;
+        for device in 0..seed >> DEVICES_SHIFT {
+            all_slots += config.add_device(rng, device, slots);
+        }
         let longest = config.block_bytes as u32;
         let lengths: Vec<u32> = LENGTHS.into_iter().filter(|len| *len <= longest).collect();
         let lengths = if rng.one_in(3) { vec![any(rng, &lengths)] } else { lengths };
@@ -114,7 +126,8 @@ impl Plan {
             lengths,
             config,
             frames: frames as usize,
-            slots: slots as usize,
+            slots: all_slots as usize,
+            away: Vec::new(),
             crashes,
             storm: storm(rng, nature, &calm),
             calm,
@@ -157,13 +170,50 @@ impl Plan {
             self.frames = rng.below(FRAMES_MAX + 1) as usize;
             self.config.ram_bytes = self.frames as u64 * stride;
         }
-        if rng.one_in(2) {
-            self.slots = 1 + rng.below(SLOTS_MAX) as usize;
-        }
-        if let Some(ssd) = &mut self.config.ssd {
-            ssd.capacity_bytes = capacity_bytes(self.slots as u64, stride);
+        if let Some(ssd) = self.config.ssd.as_mut().filter(|_| rng.one_in(2)) {
+            let slots = 1 + rng.below(SLOTS_MAX);
+            let before = slots_for(ssd.capacity_bytes, stride as u32) as usize;
+            self.slots = self.slots - before + slots as usize;
+            ssd.capacity_bytes = capacity_bytes(slots, stride);
         }
         self.slots.cmp(&was)
+    }
+}
+
+impl Plan {
+    /// Devices that may be there, or are left out now.
+    pub(super) fn devices(&self) -> u32 {
+        1 + (self.seed >> DEVICES_SHIFT) as u32
+    }
+
+    /// The further devices are left out, or there again; whether it was the former.
+    pub(super) fn leave_out(&mut self) -> bool {
+        let Some(ssd) = &mut self.config.ssd else { return false };
+        let stride = self.config.block_bytes.next_multiple_of(4096) as u32;
+        let slots = |places: &[SsdPlace]| -> u32 {
+            places.iter().map(|place| slots_for(place.capacity_bytes, stride)).sum()
+        };
+        if self.away.is_empty() {
+            self.slots -= slots(&ssd.others) as usize;
+        } else {
+            self.slots += slots(&self.away) as usize;
+        }
+        std::mem::swap(&mut self.away, &mut ssd.others);
+        !self.away.is_empty()
+    }
+}
+
+impl StoreConfig {
+    /// One device more; how many slots it has.
+    fn add_device(&mut self, rng: &mut Rng, device: u64, slots: u64) -> u64 {
+        let Some(ssd) = &mut self.ssd else { return 0 };
+        let stride = self.block_bytes.next_multiple_of(4096);
+        let slots = 1 + rng.below(slots.max(2));
+        let (path, capacity_bytes) = (format!("{device}").into(), capacity_bytes(slots, stride));
+        ssd.others.push(SsdPlace { path, capacity_bytes });
+        ssd.slots_a_file = ssd.slots_a_file.max(2);
+        ssd.stretch_bytes = stride * (1 + rng.below(6));
+        slots
     }
 }
 

@@ -5,7 +5,7 @@
 use super::history::{Done, FLUSH, History};
 use super::situations::{Situation, What};
 use crate::error::ErrorKind;
-use crate::io::Crash;
+use crate::io::{Crash, FileId};
 use crate::ssd::format::{PAGE_BYTES, SUPER_BYTES, newest};
 use crate::store::tier::SUPER_FILE;
 
@@ -79,11 +79,14 @@ impl History {
 
     /// A sync of the table failed, and SUPER does not say so.
     fn distrusted_in_vain(&self) -> bool {
-        let mut copies = vec![0; SUPER_BYTES as usize];
-        self.disk(|disk| disk.read(SUPER_FILE, 0, &mut copies));
-        let told = newest(&copies[..PAGE_BYTES], &copies[PAGE_BYTES..]);
-        let told = told.is_ok_and(|found| found.distrusted);
-        !told && self.store.with_tier(|tier, _| tier.distrusts()) == Some(true)
+        let of_each = self.store.with_tier(|tier, _| tier.distrusts()).unwrap_or_default();
+        of_each.into_iter().filter(|(_, distrusts)| *distrusts).any(|(first_file, _)| {
+            let mut copies = vec![0; SUPER_BYTES as usize];
+            let file = FileId(first_file + SUPER_FILE.0);
+            self.disk(|disk| disk.read(file, 0, &mut copies));
+            let told = newest(&copies[..PAGE_BYTES], &copies[PAGE_BYTES..]);
+            !told.is_ok_and(|found| found.distrusted)
+        })
     }
 
     fn say_sizes(&mut self) {
@@ -109,6 +112,9 @@ impl History {
             // What lay in the slots that went is gone.
             warm = if size.is_lt() { &[] } else { warm };
             self.say_sizes();
+        }
+        if self.plan.devices() > 1 && self.change_devices() {
+            warm = &[];
         }
         let mut config = self.plan.config.clone();
         if !self.rng.one_in(3) {
@@ -161,7 +167,7 @@ impl History {
         self.doubts = self.doubtful.iter().filter(|doubtful| **doubtful).count() as u64;
         self.asked = [0; 2];
         let waits = self.disk(|disk| disk.faults(|faults| faults.fail_next.is_some()));
-        self.harmed = self.stormy || waits;
+        self.harmed = self.stormy || waits || self.sight().lacks_a_device();
         self.look()?;
         // Payloads that a sync of an earlier store failed to write, the disk has forgotten it owes.
         self.forgetful |= self.disk(|disk| disk.counts().sync_errors > 0);

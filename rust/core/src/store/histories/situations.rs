@@ -71,6 +71,9 @@ situations! {
     ClosedDirty = "close with blocks left unwritten",
     WarmAfterKill = "blocks that had to be warm after a kill, and were",
     CameBack = "an unconfirmed remove undone by a crash",
+    DeviceLost = "a device of several lost",
+    DeviceReplaced = "a device of several replaced by an empty one",
+    DeviceLeftOut = "devices left out for the life of a store",
     StagedLate = "a block stored after its put came short of it",
 }
 
@@ -148,7 +151,12 @@ impl Sight {
 
     /// Memory for pages that is used but not by a request.
     pub(super) fn pages_lost(&self) -> u32 {
-        self.out.bounce_used.saturating_sub(self.out.pages + self.out.supers)
+        self.out.bounce_used.saturating_sub(self.out.pages + self.out.super_writes)
+    }
+
+    /// A device has not confirmed its SUPER: nothing goes there.
+    pub(super) fn lacks_a_device(&self) -> bool {
+        self.out.supers_pending > 0
     }
 
     /// No SSD slot is free.

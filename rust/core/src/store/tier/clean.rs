@@ -13,7 +13,6 @@ use crate::policy::Policy;
 use crate::ssd::admit::{Reasons, Verdict};
 use crate::ssd::format::{Record, tag_bytes};
 use crate::store::keeper::Budget;
-use crate::store::tier::faults::Trust;
 use crate::units::{FrameId, NONE, Slot, SsdSlot};
 
 /// A sixteenth of the frames at least so many, a quarter at most, are kept clean ahead of need.
@@ -34,23 +33,16 @@ impl Tier {
     /// Starts writes while the device has room for them; false where the budget ended first.
     pub(super) fn start_cleaning(&mut self, with: &mut With<'_>, budget: &mut Budget) -> bool {
         loop {
-            let trust = self.breaker.trust(with.now_us);
-            let quiet = self.superblock.is_pending() || self.syncing.holds_writes();
-            if trust == Trust::Nothing
-                || quiet
-                || self.recovering
-                || self.end > End::NotYet
-                || !self.writing.has_room(self.geometry.stride_bytes)
-            {
+            if self.recovering || self.end > End::NotYet || !self.any_ready(with.now_us, false) {
                 return true;
             }
             let begun = match self.next_to_clean(with, budget) {
-                Pick::Block(slot) => self.start_clean(with, slot, trust == Trust::Probe, budget),
+                Pick::Block(slot) => self.start_clean(with, slot, budget),
                 Pick::Nothing => false,
                 Pick::Again => return false,
             };
             if !begun {
-                self.stuck = self.writing.count == 0;
+                self.stuck = self.devices.writing() == 0 && !self.any_busy(with.now_us);
                 return true;
             }
             self.stuck = false;
@@ -73,7 +65,7 @@ impl Tier {
     fn upcoming(&mut self, with: &mut With<'_>) -> Option<Slot> {
         let idle = self.jobs.is_empty()
             && with.now_us.saturating_sub(self.last_request_us) >= IDLE_US
-            && self.slots.free() > 0;
+            && self.devices.slots_free() > 0;
         let within = self.clean_ahead(with);
         let needed = with.policy.upcoming(within);
         needed.or_else(|| idle.then(|| with.policy.upcoming(u64::MAX)).flatten())
@@ -193,43 +185,46 @@ impl Tier {
     }
 
     /// False where there is no slot for it: then nothing else will find one either.
-    fn start_clean(
-        &mut self,
-        with: &mut With<'_>,
-        slot: Slot,
-        probe: bool,
-        budget: &mut Budget,
-    ) -> bool {
+    fn start_clean(&mut self, with: &mut With<'_>, slot: Slot, budget: &mut Budget) -> bool {
         let generation_of = with.parts.directory.generation_of(slot);
-        let Some(ssd) = self.take_slot(with, budget) else {
+        let wanted = self.spread.device(slot);
+        let Some((ssd, probe)) = self.take_slot(with, wanted, false, budget) else {
             self.stats.no_slot += 1;
             self.redo.push_front((slot, generation_of));
             return false;
         };
         let Some(moving) = with.parts.directory.begin_clean(slot) else {
-            self.slots.give(ssd);
+            self.devices.give(ssd);
             return true;
         };
         let len = Geometry::rounded(moving.len);
         let generation = self.next_generation();
         let job = Job::Clean { slot, ssd, generation };
-        let id = self.begin(job, len, with.now_us, probe);
+        let device = self.devices.of(ssd);
+        let id = self.begin(device, job, len, with.now_us, probe);
         let region = with.parts.arena.frame(moving.frame, len);
-        let digest = self.digest(moving.key, moving.len, generation);
+        let digest = self.digest(ssd, moving.key, moving.len, generation);
         let request = self.request(id, Op::Write, ssd, region, digest);
         self.outbox.push(request);
-        self.writing.add(len);
+        self.devices[device].writing.add(len);
         true
     }
 
-    /// Notes a request that is about to be made.
-    pub(super) fn begin(&mut self, job: Job, len: u32, now_us: u64, probe: bool) -> u64 {
+    /// Notes a request that is about to be made of a device.
+    pub(super) fn begin(
+        &mut self,
+        device: usize,
+        job: Job,
+        len: u32,
+        now_us: u64,
+        probe: bool,
+    ) -> u64 {
         if probe {
-            self.breaker.begin_probe();
+            self.devices[device].breaker.begin_probe();
         }
         self.last_request_us = now_us;
         let frame = FrameId(NONE);
-        self.jobs.add(Begun { job, len, frame, begun_us: now_us, late: false, probe })
+        self.jobs.add(Begun { device, job, len, frame, begun_us: now_us, late: false, probe })
     }
 
     /// A write has ended. Its record waits where its parent's is on its way.
@@ -277,8 +272,8 @@ impl Tier {
         if directory.end_clean(slot, whole.then_some(ssd)) {
             let usage = directory.usage(slot);
             let record = self.record(&moving.into(), digest, generation, usage);
-            self.table.set(ssd, record, with.now_us);
-            self.order.insert(slot, moving.key.words(), 0, &OnSsd(directory));
+            self.devices.set(ssd, record, with.now_us);
+            self.devices.order_of(ssd).insert(slot, moving.key.words(), 0, &OnSsd(directory));
             with.policy.wake(slot);
             with.log.add(EventKind::Stored, Some(moving.key), "ssd");
             self.stats.writes += 1;

@@ -32,6 +32,9 @@ pub(super) struct Breaker {
     probing: bool,
     /// When a stall was last counted.
     stalled_us: Option<u64>,
+    /// Requests have become late since `stall` last looked, the probe among them.
+    late: bool,
+    probe_late: bool,
 }
 
 /// What may be started now.
@@ -68,10 +71,19 @@ impl Breaker {
         self.until_us.is_some()
     }
 
-    /// Requests are late; true where that opens the breaker.
+    fn note_late(&mut self, probe: bool) {
+        self.late = true;
+        self.probe_late |= probe;
+    }
+
+    /// Counts what has become late; true where that opens the breaker.
     fn stall(&mut self, now_us: u64, timeout_us: u64) -> bool {
+        if std::mem::take(&mut self.probe_late) {
+            self.end_probe(now_us, false);
+        }
+        let late = std::mem::take(&mut self.late);
         let counted = self.stalled_us.is_some_and(|at_us| now_us < at_us + timeout_us);
-        if counted {
+        if counted || !late {
             return false;
         }
         self.stalled_us = Some(now_us);
@@ -123,38 +135,52 @@ impl Tier {
         }
         if begun.probe {
             self.stats.probes += 1;
-            if self.breaker.end_probe(with.now_us, !fault) {
+            if self.devices[begun.device].breaker.end_probe(with.now_us, !fault) {
                 self.trust_again(with);
             }
-        } else if fault && self.breaker.fault(with.now_us) {
-            self.leave_alone(with);
+        } else if fault && self.devices[begun.device].breaker.fault(with.now_us) {
+            self.leave_alone(with, begun.device);
         }
     }
 
     /// Looks for requests past their deadline. Each counts as a fault, once.
     pub(super) fn watch(&mut self, with: &mut With<'_>) {
         let deadline_us = with.now_us.saturating_sub(self.geometry.io_timeout_us);
-        let (mut late, mut probe_late) = (0, false);
+        let mut any_late = false;
         for begun in self.jobs.iter_mut().filter(|b| !b.late && b.begun_us < deadline_us) {
             begun.late = true;
-            late += 1;
-            probe_late |= begun.probe;
-            begun.probe = false;
+            any_late = true;
+            self.stats.late += 1;
+            let breaker = &mut self.devices[begun.device].breaker;
+            breaker.note_late(std::mem::take(&mut begun.probe));
         }
-        self.stats.late += late;
-        if probe_late {
-            self.breaker.end_probe(with.now_us, false);
+        if !any_late {
+            return;
         }
-        if late > 0 && self.breaker.stall(with.now_us, self.geometry.io_timeout_us) {
-            self.leave_alone(with);
+        for device in 0..self.devices.len() {
+            let breaker = &mut self.devices[device].breaker;
+            if breaker.stall(with.now_us, self.geometry.io_timeout_us) {
+                self.leave_alone(with, device);
+            }
         }
     }
 
-    /// The breaker has opened: RAM goes on alone.
-    fn leave_alone(&mut self, with: &mut With<'_>) {
+    /// The breaker of a device has opened: the others and RAM go on alone.
+    fn leave_alone(&mut self, with: &mut With<'_>, device: usize) {
         self.stats.breaker_opened += 1;
-        self.let_dirty_leave(with, Dirty::Leaves);
-        self.cancel_waiting_reads(with);
+        if self.is_apart() {
+            self.let_dirty_leave(with, Dirty::Leaves);
+        }
+        self.cancel_waiting_reads(with, device);
+    }
+
+    /// What the stats say of all devices together.
+    pub(super) fn state(&self) -> &'static str {
+        let first = self.devices[0].breaker.state();
+        if self.devices.iter().all(|device| device.breaker.state() == first) {
+            return first;
+        }
+        "degraded"
     }
 
     fn trust_again(&mut self, with: &mut With<'_>) {
@@ -169,13 +195,13 @@ impl Tier {
 
     /// RAM goes on alone: nothing is written now.
     fn is_apart(&self) -> bool {
-        self.recovering || self.breaker.is_open()
+        self.recovering || self.devices.iter().all(|device| device.breaker.is_open())
     }
 
     /// Everything is taken in: from here on the tier takes its part.
     pub(in crate::store) fn join(&mut self, with: &mut With<'_>) {
         self.recovering = false;
-        if !self.breaker.is_open() {
+        if !self.is_apart() {
             self.let_dirty_leave(with, Dirty::Stay);
         }
     }

@@ -30,6 +30,8 @@ pub(super) enum Job {
 
 /// A job and its request's numbers.
 pub(super) struct Begun {
+    /// Which device's it is.
+    pub(super) device: usize,
     pub(super) job: Job,
     pub(super) len: u32,
     /// The bounce frame, where there is one.

@@ -23,45 +23,51 @@ impl Tier {
         entry: &Entry,
         frame: FrameId,
     ) -> bool {
-        let trust = self.breaker.trust(with.now_us);
+        let directory = &with.parts.directory;
+        let device = directory.ssd_slot_of(entry.slot).map_or(0, |ssd| self.devices.of(ssd));
+        let trust = self.devices[device].breaker.trust(with.now_us);
         if trust == Trust::Nothing {
             self.stats.reads_refused += 1;
             return false;
         }
-        let directory = &with.parts.directory;
         let Some((ssd, len)) = directory.begin_load(entry, frame) else { return false };
         let rounded = Geometry::rounded(len);
         with.parts.arena.expect_read(frame, rounded);
         let job = Job::Load { slot: entry.slot };
-        let id = self.begin(job, rounded, with.now_us, trust == Trust::Probe);
-        let record = *self.table.get(ssd);
+        // What the entry says of a block that has gone meanwhile may be another's.
+        let device = self.devices.of(ssd);
+        let trust = self.devices[device].breaker.trust(with.now_us);
+        let id = self.begin(device, job, rounded, with.now_us, trust == Trust::Probe);
+        let record = *self.devices.record(ssd);
         let region = with.parts.arena.frame(frame, rounded);
-        let digest = self.digest(record.key, len, record.generation);
+        let digest = self.digest(ssd, record.key, len, record.generation);
         let request = self.request(id, Op::Read, ssd, region, digest);
-        self.queue_read(request, with.now_us);
+        self.queue_read(device, request, with.now_us);
         true
     }
 
-    pub(super) fn queue_read(&mut self, request: Request, now_us: u64) {
-        self.waiting_reads.push_back(request);
+    pub(super) fn queue_read(&mut self, device: usize, request: Request, now_us: u64) {
+        self.devices[device].waiting_reads.push_back(request);
         self.start_reads(now_us);
     }
 
     /// Hands waiting reads over while there is room in flight.
     pub(super) fn start_reads(&mut self, now_us: u64) {
-        while let Some(request) = self.waiting_reads.front() {
-            if !self.reading.has_room(request.region.len) {
-                return;
+        for device in self.devices.iter_mut() {
+            while let Some(request) = device.waiting_reads.front() {
+                if !device.reading.has_room(request.region.len) {
+                    break;
+                }
+                device.reading.add(request.region.len);
+                self.jobs.start(request.id, now_us);
+                self.outbox.extend(device.waiting_reads.pop_front());
             }
-            self.reading.add(request.region.len);
-            self.jobs.start(request.id, now_us);
-            self.outbox.extend(self.waiting_reads.pop_front());
         }
     }
 
-    /// Reads not handed over yet are not made: their blocks stay where they are.
-    pub(super) fn cancel_waiting_reads(&mut self, with: &mut With<'_>) {
-        while let Some(request) = self.waiting_reads.pop_front() {
+    /// Reads of a device not handed over yet are not made: their blocks stay where they are.
+    pub(super) fn cancel_waiting_reads(&mut self, with: &mut With<'_>, device: usize) {
+        while let Some(request) = self.devices[device].waiting_reads.pop_front() {
             let Some(begun) = self.jobs.take(request.id) else { continue };
             match begun.job {
                 Job::Load { slot } => {
@@ -85,7 +91,7 @@ impl Tier {
     ) {
         let directory = &with.parts.directory;
         let ssd = directory.ssd_slot_of(slot).expect("a block being read names its slot");
-        let record = self.table.get(ssd);
+        let record = self.devices.record(ssd);
         let good = whole && record.tag == tag_bytes(completion.digest);
         let moving = directory.moving(slot);
         let blanked = record.is_free();
@@ -101,7 +107,7 @@ impl Tier {
             }
             Loaded::Hole { frame, ssd, hidden } => {
                 with.parts.frames.give(frame);
-                self.order.forget(slot);
+                self.devices.forget(slot);
                 self.release(ssd, matches!(completion.result, Err(Fault::Io(_))), with.now_us);
                 self.stats.bad_tags += u64::from(whole && !good && !blanked);
                 if !hidden {

@@ -6,10 +6,12 @@
 //! what does not come back is blanked; the order is that of the last use. In a store in use what
 //! RAM has is newer, what was removed stays gone, and a clear ends it: no more blocks come.
 
-use super::{OnSsd, Tier, With};
+use super::settle::Superblock;
+use super::{OnSsd, TABLE_FILE, Tier, With};
 use crate::arena::room_for;
 use crate::directory::Restored;
 use crate::event::EventKind;
+use crate::io::FileId;
 use crate::key::Key;
 use crate::policy::Policy;
 use crate::ssd::format::{self, EPOCH_MAX, PAGE_BYTES};
@@ -55,9 +57,10 @@ pub(in crate::store) struct Recovery {
     epoch: u32,
     /// Calls are in progress meanwhile.
     in_use: bool,
-    /// How many of the slots to blank are blank, and of the pages to be written anew marked.
+    /// How many of the slots to blank are blank.
     blanked: usize,
-    distrusted: u32,
+    /// Of which devices the pages from here on are to be marked as to be written anew.
+    distrusted: Vec<(usize, u32)>,
     /// Where the first blocks of the plan are now; none where one did not come in.
     entered: Vec<Option<(Slot, u32)>>,
     /// How many of those, oldest first, have their place in the order.
@@ -80,47 +83,73 @@ impl Recovery {
 }
 
 impl Tier {
-    /// Pages of the table.
-    pub(in crate::store) fn pages(&self) -> u32 {
-        self.table.pages()
+    /// Pages of each device's table.
+    pub(in crate::store) fn pages(&self) -> impl Iterator<Item = u32> {
+        self.devices.iter().map(|device| device.table.pages())
+    }
+
+    /// A page's place for the engine: file and offset.
+    pub(in crate::store) fn page_place(&self, device: usize, page: u32) -> (FileId, u64) {
+        (self.devices[device].file(TABLE_FILE), u64::from(page) * PAGE_BYTES as u64)
     }
 
     /// Takes over what the disk holds of a page. A page that was never written is free; one that
     /// is torn, rotten or another directory's is written anew.
-    pub(in crate::store) fn load_page(&mut self, page: u32, bytes: &[u8], now_us: u64) {
+    pub(in crate::store) fn load_page(
+        &mut self,
+        device: usize,
+        page: u32,
+        bytes: &[u8],
+        now_us: u64,
+    ) {
         debug_assert_eq!(bytes.len(), PAGE_BYTES);
-        if let Some((sequence, records)) = format::open(bytes, &self.geometry.uuid, page) {
-            if !self.table.load_page(page, sequence, &records) {
+        let device = &mut self.devices[device];
+        if let Some((sequence, records)) = format::open(bytes, &device.place.uuid, page) {
+            if !device.table.load_page(page, sequence, &records) {
                 // They must not come back when there are more slots again, removed meanwhile.
-                self.table.distrust(page, now_us);
+                device.table.distrust(page, now_us);
             }
         } else if bytes.iter().any(|byte| *byte != 0) {
             self.stats.pages_bad += 1;
-            self.table.distrust(page, now_us);
+            device.table.distrust(page, now_us);
         }
     }
 
     /// A page that could not be read.
-    pub(in crate::store) fn miss_page(&mut self, page: u32, now_us: u64) {
+    pub(in crate::store) fn miss_page(&mut self, device: usize, page: u32, now_us: u64) {
         self.stats.pages_bad += 1;
-        self.table.distrust(page, now_us);
+        self.devices[device].table.distrust(page, now_us);
     }
 
     /// Bounce frames that a hung read may still write to are not used any more.
     pub(in crate::store) fn lose_bounce(&mut self, frames: std::ops::Range<u32>) {
-        self.bounce_free.retain(|frame| !frames.contains(&frame.0));
+        for device in self.devices.iter_mut() {
+            device.bounce_free.retain(|frame| !frames.contains(&frame.0));
+        }
+    }
+
+    /// Finds out which devices have missed an open or a clear of the others: what was removed
+    /// meanwhile may still be there.
+    pub(in crate::store) fn leave_behind(&mut self) -> Vec<bool> {
+        let supers = || self.devices.iter().map(|device| &device.superblock);
+        let misses = |this: &Superblock| supers().any(|other| this.misses(other));
+        let behind: Vec<bool> = supers().map(misses).collect();
+        for (device, behind) in self.devices.iter_mut().zip(&behind) {
+            device.behind = *behind;
+        }
+        behind
     }
 
     /// Begins to sort out the records of all pages.
     pub(in crate::store) fn begin_sorting(&self) -> Sorter {
-        let clear_epoch = self.superblock.clear_epoch();
-        Sorter::new(self.table.slots() as usize, clear_epoch, self.geometry.block_bytes)
+        let slots = self.devices.slots() as usize;
+        Sorter::new(slots, self.devices.clear_epochs(), self.geometry.block_bytes)
     }
 
     /// Sorts out some more; whether that was all. The image does not change meanwhile.
     pub(in crate::store) fn sort_some(&self, sorter: &mut Sorter) -> bool {
         let told = sorter.told();
-        sorter.step(self.table.records_from(told), RECOVERED_A_HOLD)
+        sorter.step(self.devices.records_from(told), RECOVERED_A_HOLD)
     }
 
     /// Begins a new epoch: nothing of an earlier one is written any more. What the records came to
@@ -137,15 +166,21 @@ impl Tier {
         {
             self.sorted_out = plan.counts;
         }
-        let epoch = self.superblock.epoch().max(plan.epoch_max) + 1;
+        let epochs = self.devices.iter().map(|device| device.superblock.epoch());
+        let epoch = epochs.fold(plan.epoch_max, u32::max) + 1;
         if epoch > EPOCH_MAX {
             return Err(epoch);
         }
-        let round = self.superblock.boot(epoch);
+        for device in self.devices.iter_mut() {
+            device.superblock.boot(self.geometry.boot, epoch, device.behind);
+        }
+        let round = self.ask_super();
         self.stats.recovery_all = plan.blocks.len() as u64;
         self.stats.recovered_orphans = u64::from(plan.counts.orphans);
         // What was read may be in the disk's cache alone, and its owner believed lost.
-        let distrusted = if self.superblock.is_distrusted() { 0 } else { self.table.pages() };
+        let distrusted = (0..).zip(self.devices.iter());
+        let distrusted = distrusted.filter(|(_, it)| it.behind || it.superblock.is_distrusted());
+        let distrusted = distrusted.map(|(device, _)| (device, 0)).collect();
         let entered = room_for(plan.blocks.len());
         let (blanked, aged, used) = (0, 0, Vec::new());
         Ok(Recovery { plan, epoch, in_use, blanked, distrusted, entered, aged, used, round })
@@ -181,15 +216,20 @@ impl Tier {
         let Recovery { plan, blanked, distrusted, entered, .. } = recovery;
         let (first, end) = (*blanked, plan.blank.len().min(*blanked + most));
         if first < end {
-            plan.blank[first..end].iter().for_each(|slot| self.table.blank(*slot, with.now_us));
+            plan.blank[first..end].iter().for_each(|slot| self.devices.blank(*slot, with.now_us));
             *blanked = end;
             return end - first;
         }
-        let (first, end) = (*distrusted, self.table.pages().min(*distrusted + most as u32));
-        if first < end {
-            (first..end).for_each(|page| self.table.distrust(page, with.now_us));
-            *distrusted = end;
-            return (end - first) as usize;
+        if let Some((device, page)) = distrusted.pop() {
+            let device_of = &mut self.devices[device];
+            let end = device_of.table.pages().min(page.saturating_add(most as u32));
+            (page..end).for_each(|page| device_of.renew_page(page, with.now_us));
+            if end < device_of.table.pages() {
+                distrusted.push((device, end));
+            } else {
+                device_of.behind = false;
+            }
+            return (end - page) as usize;
         }
         if entered.len() < plan.blocks.len() {
             return self.enter_some(with, recovery, removed, most);
@@ -199,7 +239,7 @@ impl Tier {
 
     /// Whether a clear has voided what is still to come.
     fn is_void(&self, recovery: &Recovery) -> bool {
-        self.superblock.epoch() != recovery.epoch
+        self.epoch() != recovery.epoch
     }
 
     fn enter_some(
@@ -217,7 +257,7 @@ impl Tier {
         for at in first..end {
             let block = &plan.blocks[at];
             if void || removed.is_some_and(|removed| removed.has(&block.key)) {
-                self.table.blank(block.slot, with.now_us);
+                self.devices.blank(block.slot, with.now_us);
                 entered.push(None);
                 continue;
             }
@@ -235,7 +275,8 @@ impl Tier {
             let entry = self.enter_block(with, block, parent, above, epoch);
             if let (true, Some((slot, _))) = (*in_use, entry) {
                 // Whatever happens to the block until all are in finds it in the order.
-                self.order.insert(slot, block.key.words(), 0, &OnSsd(&with.parts.directory));
+                let order = self.devices.order_of(block.slot);
+                order.insert(slot, block.key.words(), 0, &OnSsd(&with.parts.directory));
             }
             entered.push(entry);
         }
@@ -260,13 +301,14 @@ impl Tier {
             let Some((slot, of)) = entered[number as usize] else { continue };
             let block = &plan.blocks[number as usize];
             if !*in_use {
-                self.order.insert(slot, block.key.words(), 0, &OnSsd(directory));
+                let order = self.devices.order_of(block.slot);
+                order.insert(slot, block.key.words(), 0, &OnSsd(directory));
             } else if directory.is_live(slot, of) {
                 let (last_use, hits) = directory.usage(slot);
                 if at < all && (last_use != block.last_use || hits > block.hits) {
                     used.push(number);
                 } else {
-                    self.order.touch(slot, &OnSsd(directory));
+                    self.devices.order_of(block.slot).touch(slot, &OnSsd(directory));
                 }
             }
         }
@@ -296,13 +338,15 @@ impl Tier {
                 self.wanted_again(found.slot, found.generation);
             }
         }
-        if entry.is_some() {
-            self.slots.mark_used(ssd);
+        if let Some(entry) = &entry {
+            let above = directory.parent_of(entry.slot).map(|(parent, _)| parent);
+            self.spread.found(entry.slot, above, self.devices.of(ssd));
+            self.devices.mark_used(ssd);
             with.log.add(EventKind::Stored, Some(key), "ssd");
             self.stats.recovered += 1;
             self.stats.recovered_bytes += u64::from(len);
         } else {
-            self.table.blank(ssd, with.now_us);
+            self.devices.blank(ssd, with.now_us);
         }
         entry.map(|entry| (entry.slot, entry.generation))
     }

@@ -25,9 +25,9 @@ impl Tier {
     /// The next slot from `from` on that has a record, or where to go on looking, or neither: the
     /// end.
     pub(in crate::store) fn next_on_ssd(&self, from: u32) -> Option<(SsdSlot, bool)> {
-        let slots = self.table.slots();
+        let slots = self.devices.slots();
         let until = from.saturating_add(SCAN_MAX).min(slots);
-        let used = (from..until).find(|slot| !self.table.get(SsdSlot(*slot)).is_free());
+        let used = (from..until).find(|slot| !self.devices.record(SsdSlot(*slot)).is_free());
         match used {
             Some(slot) => Some((SsdSlot(slot), true)),
             None => (until < slots).then_some((SsdSlot(until), false)),
@@ -37,7 +37,7 @@ impl Tier {
     /// Whose record a slot has.
     #[cfg(all(test, not(loom)))]
     pub(in crate::store) fn key_of(&self, ssd: SsdSlot) -> crate::key::Key {
-        self.table.get(ssd).key
+        self.devices.record(ssd).key
     }
 
     /// Pins the block in a slot and begins its read into a staging frame, which is the caller's
@@ -49,7 +49,7 @@ impl Tier {
         frame: FrameId,
     ) -> Begun {
         let directory = &with.parts.directory;
-        let record = *self.table.get(ssd);
+        let record = *self.devices.record(ssd);
         let found = (!record.is_free()).then(|| directory.find_one(record.key)).flatten();
         let here = |it: &Entry| directory.ssd_slot_of(it.slot) == Some(ssd);
         let pinned = |it: &Entry| directory.pin(it.slot, it.generation);
@@ -73,6 +73,6 @@ impl Tier {
     ) -> Option<bool> {
         let directory = &with.parts.directory;
         let given_up = directory.ssd_slot_of(entry.slot) != Some(ssd);
-        directory.is_shown(entry.slot).then(|| given_up || self.table.get(ssd).is_free())
+        directory.is_shown(entry.slot).then(|| given_up || self.devices.record(ssd).is_free())
     }
 }

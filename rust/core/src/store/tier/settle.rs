@@ -70,15 +70,21 @@ impl Superblock {
         }
     }
 
+    pub(super) fn misses(&self, other: &Self) -> bool {
+        self.image.misses(&other.image)
+    }
+
     pub(super) fn is_distrusted(&self) -> bool {
         self.image.distrusted
     }
 
-    /// A new epoch begins, with nothing cleared.
-    pub(super) fn boot(&mut self, epoch: u32) -> u64 {
-        self.image.epoch = epoch;
+    /// A new epoch begins, with nothing cleared, or all that is older.
+    pub(super) fn boot(&mut self, id: u64, epoch: u32, cleared: bool) {
+        self.image.boot(id, epoch);
+        if cleared {
+            self.image.clear_epoch = epoch - 1;
+        }
         self.image.clean = false;
-        self.ask()
     }
 
     /// Whether a change of it is not on disk yet: no slot is written until it is.
@@ -92,10 +98,26 @@ impl Superblock {
         self.phase != Phase::Idle && self.copies_left < SUPER_COPIES
     }
 
-    fn ask(&mut self) -> u64 {
-        self.asked += 1;
+    fn ask(&mut self) {
+        self.ask_for(self.asked + 1);
+    }
+
+    fn fail(&mut self, now_us: u64) {
+        // The same copy again: the other one is whole.
+        self.image.sequence += 1;
+        self.fail_round(now_us);
+    }
+
+    fn fail_round(&mut self, now_us: u64) {
+        self.phase = Phase::Idle;
+        self.failed = self.running;
+        self.retry_at_us = now_us + FLUSH_US;
+    }
+
+    /// Asks for the round of this number, which is later than those before it.
+    fn ask_for(&mut self, round: u64) {
+        self.asked = round;
         self.retry_at_us = 0;
-        self.asked
     }
 }
 
@@ -160,188 +182,225 @@ fn round(mine: u64, done: u64, failed: u64) -> Round {
     }
 }
 
+/// How far a round of all devices is: confirmed where each has confirmed it.
+fn all_of(rounds: impl Iterator<Item = Round>) -> Round {
+    let mut all = Round::Confirmed;
+    for round in rounds {
+        match round {
+            Round::Pending => return Round::Pending,
+            Round::Failed => all = Round::Failed,
+            Round::Confirmed => {}
+        }
+    }
+    all
+}
+
 impl Tier {
     /// Everything stored so far is void, on disk too once the round is confirmed.
     ///
     /// # Errors
     /// The epoch that would have to begin, where the format has none left; nothing has changed.
     pub(in crate::store) fn clear(&mut self) -> Result<u64, u32> {
-        let epoch = self.superblock.epoch() + 1;
+        let (cleared, epoch) = (self.epoch(), self.epoch() + 1);
         if epoch > EPOCH_MAX {
             return Err(epoch);
         }
-        self.superblock.image.clear_epoch = self.superblock.image.epoch;
-        self.superblock.image.epoch = epoch;
-        Ok(self.superblock.ask())
+        for device in self.devices.iter_mut() {
+            device.superblock.image.clear_epoch = cleared;
+            device.superblock.image.epoch = epoch;
+        }
+        Ok(self.ask_super())
     }
 
-    /// Brings SUPER to disk as it is.
+    /// Brings every SUPER to disk as it is.
     pub(in crate::store) fn write_super(&mut self, clean: bool) -> u64 {
-        self.superblock.image.clean = clean;
-        self.superblock.ask()
+        self.devices.iter_mut().for_each(|device| device.superblock.image.clean = clean);
+        self.ask_super()
+    }
+
+    /// A round of all devices: its number is later than any of each one's own.
+    pub(super) fn ask_super(&mut self) -> u64 {
+        let round = self.devices.iter().map(|it| it.superblock.asked).max().unwrap_or(0) + 1;
+        self.devices.iter_mut().for_each(|device| device.superblock.ask_for(round));
+        round
     }
 
     pub(in crate::store) fn super_round(&self, mine: u64) -> Round {
-        round(mine, self.superblock.done, self.superblock.failed)
+        all_of(self.super_rounds(mine))
     }
 
-    /// Brings the table to stable storage as it is now, and the slots if asked.
+    /// How far the round is on each device.
+    pub(in crate::store) fn super_rounds(&self, mine: u64) -> impl Iterator<Item = Round> {
+        let supers = self.devices.iter().map(|device| &device.superblock);
+        supers.map(move |it| round(mine, it.done, it.failed))
+    }
+
+    /// Brings the tables to stable storage as they are now, and the slots if asked.
     pub(in crate::store) fn sync(&mut self, slots_too: bool) -> u64 {
-        self.syncing.asked += 1;
-        if slots_too {
-            self.syncing.with_slots = self.syncing.asked;
+        for device in self.devices.iter_mut() {
+            device.syncing.asked += 1;
+            if slots_too {
+                device.syncing.with_slots = device.syncing.asked;
+            }
         }
-        self.syncing.asked
+        self.devices[0].syncing.asked
     }
 
     pub(in crate::store) fn sync_round(&self, mine: u64) -> Round {
-        round(mine, self.syncing.done, self.syncing.failed)
+        let syncs = self.devices.iter().map(|device| &device.syncing);
+        all_of(syncs.map(|it| round(mine, it.done, it.failed)))
     }
 
     /// After a failed sync nobody knows what the disk has of the pages: all are written again.
-    pub(super) fn distrust_table(&mut self, now_us: u64) {
-        (0..self.table.pages()).for_each(|page| self.table.distrust(page, now_us));
+    fn distrust_table(&mut self, device: usize, now_us: u64) {
+        let table = &mut self.devices[device].table;
+        (0..table.pages()).for_each(|page| table.distrust(page, now_us));
     }
 
-    pub(super) fn end_sync(&mut self, now_us: u64, good: bool) {
+    pub(super) fn end_sync(&mut self, device: usize, now_us: u64, good: bool) {
         if !good {
-            self.distrust_table(now_us);
-            self.superblock.distrust(true);
+            self.distrust_table(device, now_us);
+            self.devices[device].superblock.distrust(true);
         }
         // A round begins when every page is written.
-        if self.syncing.synced(good) {
-            self.superblock.distrust(false);
+        let device = &mut self.devices[device];
+        if device.syncing.synced(good) {
+            device.superblock.distrust(false);
         }
     }
 
     pub(super) fn start_settling(&mut self, now_us: u64) {
+        if self.end != End::Nothing {
+            (0..self.devices.len()).for_each(|device| self.settle(device, now_us));
+        }
+    }
+
+    fn settle(&mut self, at: usize, now_us: u64) {
         // Until all records are seen, those to be blanked are not blank.
-        let urgent = self.syncing.wanted() && !self.recovering;
-        if self.end == End::Nothing {
+        let urgent = self.devices[at].syncing.wanted() && !self.recovering;
+        let device = &self.devices[at];
+        let pending = device.superblock.is_pending();
+        if device.breaker.trust(now_us) != Trust::Full && !urgent && !pending {
             return;
         }
-        if self.breaker.trust(now_us) != Trust::Full && !urgent && !self.superblock.is_pending() {
-            return;
-        }
-        while !self.bounce_free.is_empty()
-            && let Some(page) = self.table.next_due(now_us, urgent)
+        while !self.devices[at].bounce_free.is_empty()
+            && let Some(page) = self.devices[at].table.next_due(now_us, urgent)
         {
             let mut bytes = [0; PAGE_BYTES];
-            self.table.begin(page, &mut bytes);
+            self.devices[at].table.begin(page, &mut bytes);
             let job = |frame| Job::Page { page, frame };
             let offset = u64::from(page) * PAGE_BYTES as u64;
-            self.write_page(job, TABLE_FILE, offset, &bytes, now_us);
+            self.write_page(at, job, TABLE_FILE, offset, &bytes, now_us);
         }
-        if urgent && self.syncing.out == 0 && self.table.settled() {
-            self.start_sync(now_us);
+        let device = &mut self.devices[at];
+        if urgent && device.syncing.out == 0 && device.table.settled() {
+            self.start_sync(at, now_us);
         }
-        let wanted = self.superblock.is_pending() && now_us >= self.superblock.retry_at_us;
-        if wanted && self.superblock.phase == Phase::Idle && !self.bounce_free.is_empty() {
-            self.superblock.running = self.superblock.asked;
-            self.superblock.copies_left = SUPER_COPIES;
-            if self.superblock.found_is_stable {
-                self.start_super(now_us);
+        let device = &mut self.devices[at];
+        let superblock = &mut device.superblock;
+        let wanted = superblock.is_pending() && now_us >= superblock.retry_at_us;
+        if wanted && superblock.phase == Phase::Idle && !device.bounce_free.is_empty() {
+            superblock.running = superblock.asked;
+            superblock.copies_left = SUPER_COPIES;
+            if superblock.found_is_stable {
+                self.start_super(at, now_us);
             } else {
-                self.superblock.phase = Phase::Syncing;
-                self.sync_file(SUPER_FILE, Job::SyncSuper, now_us);
+                superblock.phase = Phase::Syncing;
+                self.sync_file(at, SUPER_FILE, Job::SyncSuper, now_us);
             }
         }
     }
 
     fn write_page(
         &mut self,
+        device: usize,
         job: impl FnOnce(FrameId) -> Job,
         file: FileId,
         offset: u64,
         bytes: &[u8],
         now_us: u64,
     ) {
-        let frame = self.bounce_free.pop().expect("the caller saw a free one");
+        let frame = self.devices[device].bounce_free.pop().expect("the caller saw a free one");
         let region = self.bounce.frame(frame, PAGE_BYTES as u32);
         self.bounce.write(region, &Rows::packed(bytes, PAGE_BYTES), 0);
-        let id = self.begin(job(frame), PAGE_BYTES as u32, now_us, false);
+        let id = self.begin(device, job(frame), PAGE_BYTES as u32, now_us, false);
         self.jobs.set_frame(id, frame);
+        let file = self.devices[device].file(file);
         let request =
             Request { id, op: Op::Write, file, offset, region, digest: None, urgent: true };
         self.outbox.push(request);
     }
 
-    fn start_sync(&mut self, now_us: u64) {
-        self.syncing.running = self.syncing.asked;
-        self.syncing.broken = false;
-        let slots = self.syncing.with_slots > self.syncing.done;
-        let files = self.table.slots().div_ceil(self.geometry.slots_a_file);
-        self.sync_file(TABLE_FILE, Job::SyncTable, now_us);
+    fn start_sync(&mut self, at: usize, now_us: u64) {
+        let device = &mut self.devices[at];
+        device.syncing.running = device.syncing.asked;
+        device.syncing.broken = false;
+        let slots = device.syncing.with_slots > device.syncing.done;
+        let files = device.table.slots().div_ceil(device.place.slots_a_file);
+        self.sync_file(at, TABLE_FILE, Job::SyncTable, now_us);
         for file in (0..files).filter(|_| slots) {
-            self.sync_file(FileId(SLOTS_FILE + file), Job::SyncSlots, now_us);
+            self.sync_file(at, FileId(SLOTS_FILE + file), Job::SyncSlots, now_us);
         }
     }
 
-    fn sync_file(&mut self, file: FileId, job: Job, now_us: u64) {
-        self.syncing.out += u32::from(!matches!(job, Job::SyncSuper));
-        let id = self.begin(job, 0, now_us, false);
+    fn sync_file(&mut self, device: usize, file: FileId, job: Job, now_us: u64) {
+        self.devices[device].syncing.out += u32::from(!matches!(job, Job::SyncSuper));
+        let id = self.begin(device, job, 0, now_us, false);
         let region = Region { who: MemoryId::PAGES, offset: 0, len: 0 };
+        let file = self.devices[device].file(file);
         let request =
             Request { id, op: Op::Sync, file, offset: 0, region, digest: None, urgent: true };
         self.outbox.push(request);
     }
 
-    fn start_super(&mut self, now_us: u64) {
-        self.superblock.phase = Phase::Writing;
-        self.superblock.image.sequence += 1;
-        let bytes = self.superblock.image.encode();
-        let offset = (self.superblock.image.copy() * PAGE_BYTES) as u64;
-        self.write_page(|_| Job::Super, SUPER_FILE, offset, &bytes, now_us);
+    fn start_super(&mut self, device: usize, now_us: u64) {
+        let superblock = &mut self.devices[device].superblock;
+        superblock.phase = Phase::Writing;
+        superblock.image.sequence += 1;
+        let bytes = superblock.image.encode();
+        let offset = (superblock.image.copy() * PAGE_BYTES) as u64;
+        self.write_page(device, |_| Job::Super, SUPER_FILE, offset, &bytes, now_us);
     }
 
-    pub(super) fn end_super(&mut self, now_us: u64, frame: FrameId, whole: bool) {
-        self.bounce_free.push(frame);
+    pub(super) fn end_super(&mut self, device: usize, now_us: u64, frame: FrameId, whole: bool) {
+        self.devices[device].bounce_free.push(frame);
+        let superblock = &mut self.devices[device].superblock;
         if whole {
-            self.superblock.phase = Phase::Syncing;
-            self.sync_file(SUPER_FILE, Job::SyncSuper, now_us);
+            superblock.phase = Phase::Syncing;
+            self.sync_file(device, SUPER_FILE, Job::SyncSuper, now_us);
         } else {
-            self.fail_super(now_us);
+            superblock.fail(now_us);
         }
     }
 
-    pub(super) fn end_super_sync(&mut self, now_us: u64, good: bool) {
-        if !self.superblock.found_is_stable {
+    pub(super) fn end_super_sync(&mut self, at: usize, now_us: u64, good: bool) {
+        let device = &mut self.devices[at];
+        let superblock = &mut device.superblock;
+        if !superblock.found_is_stable {
             // Nothing of this round was written yet.
-            self.superblock.found_is_stable = good;
+            superblock.found_is_stable = good;
             if !good {
-                self.fail_round(now_us);
-            } else if self.bounce_free.is_empty() {
-                self.superblock.phase = Phase::Idle;
+                superblock.fail_round(now_us);
+            } else if device.bounce_free.is_empty() {
+                superblock.phase = Phase::Idle;
             } else {
-                self.start_super(now_us);
+                self.start_super(at, now_us);
             }
             return;
         }
-        self.superblock.copies_left -= 1;
+        superblock.copies_left -= 1;
         if !good {
-            self.fail_super(now_us);
-        } else if self.superblock.running < self.superblock.asked {
+            superblock.fail(now_us);
+        } else if superblock.running < superblock.asked {
             // It has changed meanwhile: both copies again.
-            self.superblock.phase = Phase::Idle;
-        } else if self.superblock.copies_left > 0 && !self.bounce_free.is_empty() {
-            self.start_super(now_us);
-        } else if self.superblock.copies_left > 0 {
-            self.superblock.phase = Phase::Idle;
+            superblock.phase = Phase::Idle;
+        } else if superblock.copies_left > 0 && !device.bounce_free.is_empty() {
+            self.start_super(at, now_us);
+        } else if superblock.copies_left > 0 {
+            superblock.phase = Phase::Idle;
         } else {
-            self.superblock.phase = Phase::Idle;
-            self.superblock.done = self.superblock.running;
+            superblock.phase = Phase::Idle;
+            superblock.done = superblock.running;
         }
-    }
-
-    fn fail_super(&mut self, now_us: u64) {
-        // The same copy again: the other one is whole.
-        self.superblock.image.sequence += 1;
-        self.fail_round(now_us);
-    }
-
-    fn fail_round(&mut self, now_us: u64) {
-        self.superblock.phase = Phase::Idle;
-        self.superblock.failed = self.superblock.running;
-        self.superblock.retry_at_us = now_us + FLUSH_US;
     }
 }

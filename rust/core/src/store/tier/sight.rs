@@ -4,7 +4,6 @@
 
 use super::Tier;
 use super::jobs::Job;
-use crate::policy::Policy;
 use crate::ssd::recover::Counts;
 
 /// Requests that are out, by purpose, and what the disk does not have yet.
@@ -19,6 +18,10 @@ pub(in crate::store) struct Outstanding {
     /// SUPER is being written or synced, and one copy of it is confirmed.
     pub(in crate::store) half_a_super: bool,
     pub(in crate::store) supers: u32,
+    /// Of those, writes: each has memory for a page.
+    pub(in crate::store) super_writes: u32,
+    /// Devices that have not confirmed their SUPER.
+    pub(in crate::store) supers_pending: u32,
     pub(in crate::store) dirty_pages: u32,
     pub(in crate::store) slots_free: u32,
     /// Memory for table pages that is not free.
@@ -28,10 +31,20 @@ pub(in crate::store) struct Outstanding {
 impl Tier {
     pub(in crate::store) fn outstanding(&self) -> Outstanding {
         let mut out = Outstanding {
-            dirty_pages: self.table.dirty_pages() + self.table.in_flight(),
-            slots_free: self.slots.free(),
-            bounce_used: self.bounce.frames() - self.bounce_free.len() as u32,
-            half_a_super: self.superblock.has_half(),
+            dirty_pages: self
+                .devices
+                .iter()
+                .map(|device| device.table.dirty_pages() + device.table.in_flight())
+                .sum(),
+            slots_free: self.devices.slots_free(),
+            bounce_used: self.bounce.frames()
+                - self.devices.iter().map(|it| it.bounce_free.len() as u32).sum::<u32>(),
+            half_a_super: self.devices.iter().any(|device| device.superblock.has_half()),
+            supers_pending: self
+                .devices
+                .iter()
+                .map(|device| u32::from(device.superblock.is_pending()))
+                .sum(),
             ..Outstanding::default()
         };
         for begun in self.jobs.iter() {
@@ -42,7 +55,11 @@ impl Tier {
                     out.late_reads += u32::from(begun.late);
                 }
                 Job::Page { .. } => out.pages += 1,
-                Job::Super | Job::SyncSuper => out.supers += 1,
+                Job::Super => {
+                    out.supers += 1;
+                    out.super_writes += 1;
+                }
+                Job::SyncSuper => out.supers += 1,
                 Job::SyncTable | Job::SyncSlots => out.table_syncs += 1,
             }
         }
@@ -56,13 +73,13 @@ impl Tier {
 
     /// Records of the image that are not free.
     pub(in crate::store) fn records(&self) -> u64 {
-        self.table.records().count() as u64
+        self.devices.records_from(0).filter(|(_, record)| !record.is_free()).count() as u64
     }
 
     /// What a recovery changes: records, dirty pages, blocks entered, blocks in their order.
     pub(super) fn taken_in(&self) -> [u64; 4] {
-        let pages = u64::from(self.table.dirty_pages());
-        [self.records(), pages, self.stats.recovered, self.order.len()]
+        let pages = self.devices.iter().map(|it| u64::from(it.table.dirty_pages())).sum();
+        [self.records(), pages, self.stats.recovered, self.devices.blocks()]
     }
 
     /// The most of one of these that one hold has changed.
@@ -70,13 +87,14 @@ impl Tier {
         self.recovered_a_hold_max
     }
 
-    /// Whether a sync has failed that no other has made good.
-    pub(in crate::store) fn distrusts(&self) -> bool {
-        self.superblock.is_distrusted()
+    /// Of each device: its first file, and whether a sync has failed that no other has made good.
+    pub(in crate::store) fn distrusts(&self) -> Vec<(u32, bool)> {
+        let of = |it: &super::Device| (it.place.first_file, it.superblock.is_distrusted());
+        self.devices.iter().map(of).collect()
     }
 
     /// Whether the disk was given every change of the table.
     pub(in crate::store) fn settled(&self) -> bool {
-        self.table.settled()
+        self.devices.iter().all(|device| device.table.settled())
     }
 }

@@ -116,11 +116,15 @@ impl Tier {
         entry: &Entry,
         frame: FrameId,
     ) -> Option<Ticket> {
-        let trust = self.breaker.trust(with.now_us);
         let directory = &with.parts.directory;
         let live = directory.is_live(entry.slot, entry.generation);
-        let ssd = directory.ssd_slot_of(entry.slot).filter(|_| live && trust != Trust::Nothing)?;
-        let record = *self.table.get(ssd);
+        let ssd = directory.ssd_slot_of(entry.slot).filter(|_| live)?;
+        let device = self.devices.of(ssd);
+        let trust = self.devices[device].breaker.trust(with.now_us);
+        if trust == Trust::Nothing {
+            return None;
+        }
+        let record = *self.devices.record(ssd);
         if record.is_free() {
             return None;
         }
@@ -129,11 +133,12 @@ impl Tier {
         let rounded = Geometry::rounded(record.len);
         let staging = staging(with);
         staging.arena.expect_read(frame, rounded);
-        let id = self.begin(Job::Peek(peek), rounded, with.now_us, trust == Trust::Probe);
+        let job = Job::Peek(peek);
+        let id = self.begin(device, job, rounded, with.now_us, trust == Trust::Probe);
         let region = staging.arena.frame(frame, rounded);
-        let digest = self.digest(record.key, record.len, record.generation);
+        let digest = self.digest(ssd, record.key, record.len, record.generation);
         let request = self.request(id, Op::Read, ssd, region, digest);
-        self.queue_read(request, with.now_us);
+        self.queue_read(device, request, with.now_us);
         Some(ticket)
     }
 
@@ -145,7 +150,7 @@ impl Tier {
         whole: bool,
     ) {
         let good = whole && peek.tag == tag_bytes(completion.digest);
-        let current = self.table.get(peek.ssd).tag == peek.tag;
+        let current = self.devices.record(peek.ssd).tag == peek.tag;
         if good {
             self.stats.reads += 1;
             self.stats.read_bytes += u64::from(completion.result.unwrap_or(0));
@@ -180,12 +185,12 @@ impl Tier {
         mut staged: Box<Staged>,
         budget: &mut Budget,
     ) -> bool {
-        let trust = self.breaker.trust(with.now_us);
-        let begins = self.end == End::NotYet && !self.superblock.is_pending() && !self.recovering;
-        if trust == Trust::Nothing || !begins {
+        if self.end > End::NotYet || self.recovering || !self.any_ready(with.now_us, true) {
             return false;
         }
-        let Some(ssd) = self.take_slot(with, budget) else {
+        let parent = staged.parent.and_then(|parent| with.parts.directory.find_one(parent));
+        let wanted = self.spread.device_under(parent.map(|entry| entry.slot));
+        let Some((ssd, probe)) = self.take_slot(with, wanted, true, budget) else {
             self.stats.no_slot += 1;
             return false;
         };
@@ -193,11 +198,12 @@ impl Tier {
         staged.generation = self.next_generation();
         let len = Geometry::rounded(staged.len);
         let region = staging(with).arena.frame(staged.frame, len);
-        let digest = self.digest(staged.key, staged.len, staged.generation);
-        let id = self.begin(Job::Stage(staged), len, with.now_us, trust == Trust::Probe);
+        let digest = self.digest(ssd, staged.key, staged.len, staged.generation);
+        let device = self.devices.of(ssd);
+        let id = self.begin(device, Job::Stage(staged), len, with.now_us, probe);
         let request = self.request(id, Op::Write, ssd, region, digest);
         self.outbox.push(request);
-        self.writing.add(len);
+        self.devices[device].writing.add(len);
         true
     }
 
@@ -266,8 +272,15 @@ impl Tier {
         let written = Written { key: staged.key, parent, len: staged.len };
         let minutes = self.geometry.minutes(with.now_us);
         let record = self.record(&written, digest, staged.generation, (minutes, 0));
-        self.table.set(staged.ssd, record, with.now_us);
-        self.order.insert(entry.slot, staged.key.words(), 0, &OnSsd(directory));
+        self.devices.set(staged.ssd, record, with.now_us);
+        let above = directory.parent_of(entry.slot).map(|(parent, _)| parent);
+        self.spread.found(entry.slot, above, self.devices.of(staged.ssd));
+        self.devices.order_of(staged.ssd).insert(
+            entry.slot,
+            staged.key.words(),
+            0,
+            &OnSsd(directory),
+        );
         directory.drop_event_pins(entry.slot);
         with.log.add(EventKind::Stored, Some(staged.key), "ssd");
         self.stats.writes += 1;

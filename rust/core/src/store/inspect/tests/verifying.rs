@@ -114,7 +114,7 @@ fn what_was_cleared_meanwhile_is_not_called_bad() {
                 epoch: epoch + 1,
                 clear_epoch: epoch,
                 sequence: sequence + 1,
-                ..superblock
+                ..superblock.clone()
             };
             folder.change("SUPER", now.copy() as u64 * PAGE_BYTES as u64, PAGE_BYTES, |page| {
                 page.copy_from_slice(&now.encode());
