@@ -142,6 +142,8 @@ pub struct SsdStats {
     pub dropped_off: u64,
     /// Blocks whose only copy could not be read or was wrong.
     pub lost: u64,
+    /// Blocks whose only copy was on a device that is left alone, given up to be stored again.
+    pub given_up: u64,
     /// Copies whose bytes did not give their tag.
     pub bad_tags: u64,
     /// Requests that failed.

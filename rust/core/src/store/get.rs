@@ -89,7 +89,7 @@ impl Store {
                 check_row(out.row_bytes(i), directory.len_of(&entry).unwrap_or(0))?;
             }
         }
-        let (inside, mut way) = (self.gate.enter(), Way::to(Reach::Past));
+        let (inside, mut hung) = (self.gate.enter(), Vec::new());
         let (begun, mut bytes, mut touched) = (Instant::now(), 0, Vec::new());
         let mut done = vec![false; keys.len()];
         let found = entries.iter().enumerate().filter_map(|(i, entry)| Some((i, (*entry)?)));
@@ -111,12 +111,15 @@ impl Store {
                     copied.is_some()
                 };
                 let from_us = self.parts.clock.now_us();
+                // Of a device that hangs, what is not here by now is not waited for as well.
+                let hangs = !hung.is_empty() && hung.contains(&self.device_of(entry));
+                let until_us = if hangs { from_us } else { u64::MAX };
+                let way = Way { reach: Reach::Past, until_us };
                 let said = self.reach(&round, at, way, &mut ahead, None, &mut read);
                 done[row] = said == Some(true);
                 let now_us = self.parts.clock.now_us();
                 if said.is_none() && now_us.saturating_sub(from_us) >= self.io_timeout_us() {
-                    // The device hangs: what is not here by now is not waited for as well.
-                    way.until_us = now_us;
+                    hung.push(self.device_of(entry));
                 }
                 touched.extend(done[row].then_some(*entry));
             }
@@ -128,6 +131,11 @@ impl Store {
         self.count_delivered(keys.len(), &touched, bytes);
         self.count_rate(all_in_ram, bytes, begun);
         Ok(done)
+    }
+
+    /// Which device has the block, if any.
+    fn device_of(&self, entry: &Entry) -> Option<usize> {
+        self.with_tier(|tier, with| tier.device_of(with, entry.slot)).flatten()
     }
 
     fn count_rate(&self, all_in_ram: bool, bytes: u64, begun: Instant) {

@@ -87,6 +87,8 @@ pub(crate) struct Parts {
     staging: Option<tier::Staging>,
     /// Frames kept free ahead of need.
     reserve: u32,
+    /// A device is left alone: what is only there can't be had.
+    away: AtomicBool,
 }
 
 /// What a close left behind.
@@ -193,6 +195,7 @@ impl Store {
                 arena,
                 staging: below.staging,
                 reserve: if config.deterministic { 0 } else { reserve(frames) },
+                away: AtomicBool::new(false),
             },
             keeper: Mutex::new(Keeper::new(hints, later.then(|| Apart::new(unix_s)))),
             gate: Gate::default(),

@@ -15,6 +15,7 @@ use crate::key::Key;
 use crate::stats::add;
 use crate::units::{FrameId, Slot, SsdSlot};
 use std::collections::VecDeque;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 /// How far a call goes for a block that is not in RAM.
@@ -189,6 +190,9 @@ impl Store {
                     return Some(visit(Bytes { arena, frame, len, kept }));
                 }
                 Located::Loading if reach != Reach::Ram => {
+                    if self.is_away(entry) {
+                        return None;
+                    }
                     let arrived = || directory.located(entry) != Located::Loading;
                     if !self.wait_for_tier(deadline_us, arrived) {
                         return None;
@@ -200,6 +204,12 @@ impl Store {
                 _ => return None,
             }
         }
+    }
+
+    /// Whether nobody knows when a block comes: its device is left alone.
+    fn is_away(&self, entry: &Entry) -> bool {
+        self.parts.away.load(Ordering::Relaxed)
+            && self.with_tier(|tier, with| tier.is_away(with, entry.slot)) == Some(true)
     }
 
     fn read_past(

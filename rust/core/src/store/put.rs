@@ -18,6 +18,7 @@ use crate::stats::add;
 use crate::units::{FrameId, Slot};
 use std::collections::HashSet;
 use std::hash::{BuildHasherDefault, Hasher};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 /// How often a put that comes short waits for the calls in progress to end where none of them holds
@@ -85,6 +86,7 @@ impl Store {
         let epoch = self.parts.directory.epoch();
         let (mut leading, mut stored, mut duplicates) = (0, 0, 0);
         let (mut patience, mut dropping) = (WAITS_FOR_PINS + 1, false);
+        self.disown_away(keys);
         while !self.is_poisoned() {
             let mut round = Round::new(self, keys, options, epoch);
             leading = round.run(blocks);
@@ -162,6 +164,28 @@ impl Store {
         });
         self.with_tier(|tier, _| tier.waiting_puts -= 1);
         progress > 0 || self.parts.frames.free() > 0
+    }
+
+    /// Blocks whose only copies are on devices that are left alone come to RAM again.
+    fn disown_away(&self, keys: &[Key]) {
+        let (mut left, mut held) = (keys, Vec::new());
+        while self.parts.away.load(Ordering::Relaxed) && !left.is_empty() {
+            let more = self.with_tier_within(|tier, with, budget| {
+                while let Some((key, rest)) = left.split_first() {
+                    if !budget.spend() {
+                        return;
+                    }
+                    held.extend(tier.disown_away(with, *key).then_some(*key));
+                    left = rest;
+                }
+            });
+            if more.is_none() {
+                return;
+            }
+        }
+        let removed = held.iter().filter(|key| self.hide(**key)).count();
+        self.with_tier(|tier, _| tier.stats.given_up += removed as u64);
+        self.tidy(removed);
     }
 
     fn check_rows(&self, keys: &[Key], blocks: &Rows<'_>) -> Result<(), Error> {

@@ -35,10 +35,8 @@ impl Store {
         let counters = &self.parts.counters;
         let mut removed = 0;
         for key in keys {
-            if let Some(block) = self.parts.directory.remove(*key) {
+            if self.hide(*key) {
                 add(&counters.removed, 1);
-                counters.resident(u32::from(block.epoch), -1, -i64::from(block.len));
-                self.tell(Note::Removed { slot: block.slot, generation: block.generation });
                 removed += 1;
             }
         }
@@ -57,6 +55,15 @@ impl Store {
             }
         }
         Ok(removed)
+    }
+
+    /// The block is not found any more; whether it was there.
+    pub(super) fn hide(&self, key: Key) -> bool {
+        let Some(block) = self.parts.directory.remove(key) else { return false };
+        let (epoch, bytes) = (u32::from(block.epoch), i64::from(block.len));
+        self.parts.counters.resident(epoch, -1, -bytes);
+        self.tell(Note::Removed { slot: block.slot, generation: block.generation });
+        true
     }
 
     fn unconfirmed(&self, code: &'static str, what: &str, removed: usize) -> Error {

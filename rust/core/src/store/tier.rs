@@ -16,6 +16,8 @@
 mod apart_tests;
 mod clean;
 mod devices;
+#[cfg(all(test, not(loom)))]
+mod devices_tests;
 mod faults;
 mod jobs;
 mod load;
@@ -261,6 +263,7 @@ impl Tier {
     fn complete(&mut self, with: &mut With<'_>, completion: Completion) {
         let Some(begun) = self.jobs.take(completion.id) else { return };
         self.last_request_us = with.now_us;
+        self.devices[begun.device].completed_us = with.now_us;
         let whole = completion.result == Ok(begun.len);
         self.judge(with, &begun, &completion);
         match begun.job {
@@ -353,7 +356,8 @@ impl Tier {
     pub(super) fn inserted(&mut self, with: &With<'_>, slot: Slot) {
         let directory = &with.parts.directory;
         directory.note_insert(slot, self.geometry.minutes(with.now_us));
-        self.spread.note(slot, directory.parent_of(slot).map(|(parent, _)| parent));
+        let parent = directory.parent_of(slot).map(|(parent, _)| parent);
+        self.spread.note(slot, parent, &self.devices);
         self.refused.set(slot, false);
         self.stuck = false;
     }
@@ -434,7 +438,7 @@ impl Tier {
     }
 
     /// A copy found bad while it is being read has no record any more; the rest follows.
-    fn is_loading(&self, slot: Slot) -> bool {
+    pub(super) fn is_loading(&self, slot: Slot) -> bool {
         self.jobs.loading().any(|loading| loading == slot)
     }
 

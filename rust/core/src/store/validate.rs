@@ -62,7 +62,7 @@ impl Store {
             }
             let gone = keeper.evictions + keeper.cleared(parts) + read(&parts.counters.removed);
             let ssd = keeper.tier.as_ref().map(|tier| tier.snapshot()).unwrap_or_default();
-            let gone = gone + ssd.evictions + ssd.lost;
+            let gone = gone + ssd.evictions + ssd.lost + ssd.given_up;
             let mut expect = |what: &str, is: u64, should: u64| {
                 if is != should {
                     wrong.push(format!("{what}: {is}, should be {should}"));

@@ -187,9 +187,8 @@ impl Super {
         self.boots.truncate(BOOTS_MAX);
     }
 
-    /// Whether the other directory, once opened together with this one, was opened or cleared
-    /// without it: what was removed then may still be here. What never was together with it, or so
-    /// long ago that both have forgotten, counts by its epoch.
+    /// Whether the other directory was opened or cleared without this one, or never together with
+    /// it: what was removed then may still be here.
     pub(crate) fn misses(&self, other: &Self) -> bool {
         if self.epoch == 0 || other.epoch == 0 {
             return false;
@@ -198,10 +197,10 @@ impl Super {
         match other.boots.first().and_then(|newest| seen(newest.id)) {
             Some(0) => self.epoch < other.epoch,
             Some(at) => self.boots[at].epoch < other.epoch,
-            None if other.boots.iter().any(|boot| seen(boot.id).is_some()) => true,
+            // Who remembers no further back does not miss what is older than that.
             None => {
-                let full = |it: &Self| it.boots.len() == BOOTS_MAX;
-                full(self) && full(other) && self.epoch < other.epoch
+                let oldest = self.boots.last().filter(|_| self.boots.len() == BOOTS_MAX);
+                oldest.is_none_or(|oldest| other.epoch >= oldest.epoch)
             }
         }
     }

@@ -158,7 +158,11 @@ impl History {
     pub(super) fn left(&self) -> u64 {
         let keeper = self.store.keeper.lock().expect("nobody panics under it");
         let tier = keeper.tier.as_ref();
-        keeper.evictions + tier.map_or(0, |tier| tier.stats.evictions + tier.stats.lost)
+        keeper.evictions
+            + tier.map_or(0, |tier| {
+                let stats = &tier.stats;
+                stats.evictions + stats.lost + stats.given_up
+            })
     }
 
     pub(super) fn bad_tags(&self) -> u64 {

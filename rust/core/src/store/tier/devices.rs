@@ -8,6 +8,7 @@
 use super::faults::{Breaker, Trust};
 use super::parts::InFlight;
 use super::settle::{Superblock, Syncing};
+use super::spread::Room;
 use super::{DevicePlace, SLOTS_FILE};
 use crate::io::{FileId, Request};
 use crate::policy::{Lru, Policy};
@@ -34,6 +35,8 @@ pub(super) struct Device {
     pub(super) superblock: Superblock,
     pub(super) syncing: Syncing,
     pub(super) breaker: Breaker,
+    /// When a request of it last came back.
+    pub(super) completed_us: u64,
     /// It has missed an open or a clear of the others: what is on it does not count. Until its
     /// table is blank.
     pub(super) behind: bool,
@@ -63,6 +66,7 @@ impl Device {
             superblock: Superblock::new(superblock),
             syncing: Syncing::default(),
             breaker: Breaker::default(),
+            completed_us: 0,
             behind: false,
             place,
         }
@@ -261,6 +265,12 @@ impl Devices {
 
     pub(super) fn reading(&self) -> u32 {
         self.0.iter().map(|device| device.reading.count).sum()
+    }
+}
+
+impl Room for Devices {
+    fn free(&self, device: usize) -> u32 {
+        self.0[device].slots.free()
     }
 }
 

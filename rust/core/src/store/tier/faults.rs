@@ -8,8 +8,10 @@ use super::jobs::Begun;
 use super::{Tier, With};
 use crate::directory::Dirty;
 use crate::io::{Completion, Fault};
+use crate::key::Key;
 use crate::policy::Policy;
 use crate::units::Slot;
+use std::sync::atomic::Ordering;
 
 /// So many faults within the window open the breaker.
 const FAULTS_MAX: u32 = 8;
@@ -143,16 +145,19 @@ impl Tier {
         }
     }
 
-    /// Looks for requests past their deadline. Each counts as a fault, once.
+    /// Looks for requests past their deadline.
     pub(super) fn watch(&mut self, with: &mut With<'_>) {
         let deadline_us = with.now_us.saturating_sub(self.geometry.io_timeout_us);
         let mut any_late = false;
-        for begun in self.jobs.iter_mut().filter(|b| !b.late && b.begun_us < deadline_us) {
-            begun.late = true;
+        for begun in self.jobs.iter_mut().filter(|begun| begun.begun_us < deadline_us) {
+            let device = &mut self.devices[begun.device];
+            // What stays late counts again as long as nothing else comes back.
+            if begun.late && device.completed_us >= deadline_us {
+                continue;
+            }
             any_late = true;
-            self.stats.late += 1;
-            let breaker = &mut self.devices[begun.device].breaker;
-            breaker.note_late(std::mem::take(&mut begun.probe));
+            self.stats.late += u64::from(!std::mem::replace(&mut begun.late, true));
+            device.breaker.note_late(std::mem::take(&mut begun.probe));
         }
         if !any_late {
             return;
@@ -168,10 +173,44 @@ impl Tier {
     /// The breaker of a device has opened: the others and RAM go on alone.
     fn leave_alone(&mut self, with: &mut With<'_>, device: usize) {
         self.stats.breaker_opened += 1;
+        self.tell_away(with);
         if self.is_apart() {
             self.let_dirty_leave(with, Dirty::Leaves);
         }
         self.cancel_waiting_reads(with, device);
+    }
+
+    fn tell_away(&self, with: &With<'_>) {
+        let away = self.devices.iter().any(|device| device.breaker.is_open());
+        // Relaxed: who sees it late puts a block that it could have had to itself.
+        with.parts.away.store(away, Ordering::Relaxed);
+    }
+
+    /// Whether a block is only on a device that is left alone: it can't be had now.
+    pub(in crate::store) fn is_away(&self, with: &With<'_>, slot: Slot) -> bool {
+        let ssd = with.parts.directory.ssd_slot_of(slot);
+        let ssd = ssd.filter(|_| !with.parts.directory.is_in_ram(slot) || self.is_loading(slot));
+        ssd.is_some_and(|ssd| self.devices[self.devices.of(ssd)].breaker.is_open())
+    }
+
+    /// Somebody has the bytes of a block. Where its only copy is on a device that is left alone,
+    /// that copy is given up, so that the block can be stored again. True where a read of it is out
+    /// that keeps it: the block has to be removed.
+    pub(in crate::store) fn disown_away(&mut self, with: &mut With<'_>, key: Key) -> bool {
+        let directory = &with.parts.directory;
+        let found = directory.find_one(key).filter(|it| it.resident);
+        let found = found.filter(|it| directory.is_live(it.slot, it.generation));
+        let Some(found) = found.filter(|it| self.is_away(with, it.slot)) else { return false };
+        if self.is_loading(found.slot) {
+            return true;
+        }
+        if let Some(ssd) = directory.ssd_slot_of(found.slot) {
+            let lost = self.stats.lost;
+            self.bad_copy(with, found.slot, ssd, false);
+            self.stats.given_up += self.stats.lost - lost;
+            self.stats.lost = lost;
+        }
+        false
     }
 
     /// What the stats say of all devices together.
@@ -185,6 +224,7 @@ impl Tier {
 
     fn trust_again(&mut self, with: &mut With<'_>) {
         self.stats.breaker_closed += 1;
+        self.tell_away(with);
         if self.recovering {
             return;
         }

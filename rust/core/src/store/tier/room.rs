@@ -15,6 +15,11 @@ impl Tier {
         self.devices[device].ready(now_us, self.geometry.stride_bytes, urgent)
     }
 
+    /// Which device a block is on.
+    pub(in crate::store) fn device_of(&self, with: &With<'_>, slot: Slot) -> Option<usize> {
+        with.parts.directory.ssd_slot_of(slot).map(|ssd| self.devices.of(ssd))
+    }
+
     /// Whether a block could be written to some device now.
     pub(super) fn any_ready(&self, now_us: u64, urgent: bool) -> bool {
         (0..self.devices.len()).any(|device| self.ready(device, now_us, urgent).is_some())

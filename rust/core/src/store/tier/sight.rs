@@ -4,6 +4,7 @@
 
 use super::Tier;
 use super::jobs::Job;
+use crate::policy::Policy;
 use crate::ssd::recover::Counts;
 
 /// Requests that are out, by purpose, and what the disk does not have yet.
@@ -64,6 +65,11 @@ impl Tier {
             }
         }
         out
+    }
+
+    /// Blocks on each device.
+    pub(in crate::store) fn blocks_of_each(&self) -> Vec<u64> {
+        self.devices.iter().map(|device| device.order.len()).collect()
     }
 
     /// How the records found at open were sorted out.

@@ -189,7 +189,7 @@ impl Tier {
             return false;
         }
         let parent = staged.parent.and_then(|parent| with.parts.directory.find_one(parent));
-        let wanted = self.spread.device_under(parent.map(|entry| entry.slot));
+        let wanted = self.spread.device_under(parent.map(|entry| entry.slot), &self.devices);
         let Some((ssd, probe)) = self.take_slot(with, wanted, true, budget) else {
             self.stats.no_slot += 1;
             return false;
