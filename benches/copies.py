@@ -67,7 +67,7 @@ class Bench:
 
     def __post_init__(self) -> None:
         self.store = keystow.Store(
-            block_bytes=self.block_bytes, ram=self.size.ram_bytes, prefault="now"
+            block_bytes=self.block_bytes, ram=self.size.ram_bytes, prefault="now", copy_threads=1
         )
         shape = (self.size.batch, self.block_bytes)
         self.source = huge_memory(shape[0] * shape[1]).reshape(shape)

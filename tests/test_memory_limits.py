@@ -58,15 +58,15 @@ def mount_of(kind: str, option: str) -> tuple[Path, str] | None:
     return None
 
 
-def own_group(version: str) -> Path:
+def own_group(version: str, controller: str = "memory") -> Path:
     """Our own group of a version, or a skip."""
-    kind, option = ("cgroup2", "") if version == "v2" else ("cgroup", "memory")
+    kind, option = ("cgroup2", "") if version == "v2" else ("cgroup", controller)
     mount = mount_of(kind, option)
     if mount is None:
-        pytest.skip(f"no {version} hierarchy with a memory controller is mounted")
+        pytest.skip(f"no {version} hierarchy with a {controller} controller is mounted")
     for line in GROUPS.read_text().splitlines():
         _, controllers, path = line.split(":", 2)
-        if controllers == "" if version == "v2" else "memory" in controllers.split(","):
+        if controllers == "" if version == "v2" else controller in controllers.split(","):
             inside = path.removeprefix(mount[1]) if mount[1] != "/" else path
             return mount[0] / inside.lstrip("/")
     pytest.skip(f"this process is in no {version} group")

@@ -19,6 +19,7 @@ from typing_extensions import Buffer, disjoint_base
 from keystow.layout import Layout
 
 __all__ = [
+    "COPY_THREADS_MAX",
     "ENGINES",
     "NUMA",
     "OPTIMISED",
@@ -54,6 +55,7 @@ __all__ = [
     "replay",
 ]
 
+COPY_THREADS_MAX: Final[int]
 ENGINES: Final[list[str]]
 NUMA: Final[list[str]]
 OPTIMISED: Final[bool]
@@ -210,6 +212,8 @@ class Stats:
     lock_holds: Final[int]
     lock_blocks_max: Final[int]
     policy_steps: Final[int]
+    copy_threads: Final[int]
+    copies_shared: Final[int]
     ssd_state: Final[Literal["ok", "degraded", "off", "probing", "waiting", "recovering", ""]]
     ssd_engine: Final[Literal["pool", "sim", ""]]
     ssd_direct: Final[bool]
@@ -347,6 +351,7 @@ class Store:
         manual_clock: bool,
         prefault_now: bool,
         numa: str | None,
+        copy_threads: int,
         put_wait_s: float,
         io_timeout_s: float,
         ssd: _Ssd | None,

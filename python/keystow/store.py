@@ -33,6 +33,7 @@ _OPTIONS = (
     "clock",
     "prefault",
     "numa",
+    "copy_threads",
     "io_timeout_s",
     "put_wait_s",
 )
@@ -62,6 +63,10 @@ class Store(_core.Store):
     ``numa``: from which memory nodes the blocks' memory comes: ``"local"``, the node of the thread
     that opens the store while it has room; ``"interleave"``, all that this process may use, in
     turn; None, from wherever it is faulted in. ``stats().numa`` says what is in force.
+    ``copy_threads``: how many threads share a large put or get (from 4 MiB on), the caller's own
+    included; None, as many as this process has cores, at most 4; 1, the caller alone. They are
+    started with the first large copy, on the cores of the thread that makes it, sleep between
+    copies, and are used only where sharing was faster lately (``stats().copies_shared``).
     ``put_wait_s``: how long a put waits for room that calls in progress hold, default 1.0.
     ``io_timeout_s``: longest wait for one disk read or write, default 1.0; what takes longer is
     a miss.
@@ -92,6 +97,7 @@ class Store(_core.Store):
         clock: Literal["real", "manual"] = "real",
         prefault: Literal["background", "now"] = "background",
         numa: Literal["local", "interleave"] | None = None,
+        copy_threads: int | None = None,
         io_timeout_s: float = 1.0,
         put_wait_s: float = 1.0,
         **unknown: Never,
@@ -121,6 +127,7 @@ class Store(_core.Store):
             manual_clock=clock == "manual",
             prefault_now=prefault == "now",
             numa=None if numa is None else check_choice(numa, "numa", _core.NUMA),
+            copy_threads=_copy_threads(copy_threads),
             put_wait_s=check_seconds(put_wait_s, "put_wait_s"),
             io_timeout_s=_io_timeout_s(io_timeout_s, device),
             ssd=device,
@@ -166,6 +173,20 @@ def _ram_bytes(ram: object, device: Ssd | Devices | None) -> int:
             context={"ram": ram},
         )
     return size
+
+
+def _copy_threads(value: object) -> int:
+    if value is None:
+        return 0
+    most = _core.COPY_THREADS_MAX
+    if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= most:
+        return value
+    raise ConfigError(
+        f"copy_threads={value!r} is no number of threads.",
+        code="KS-CFG-221",
+        hint=f"give a whole number from 1 to {most}, or None: one a core, at most four.",
+        context={"copy_threads": value},
+    )
 
 
 def _io_timeout_s(value: object, device: Ssd | Devices | None) -> float:

@@ -15,6 +15,10 @@ pub struct Stats {
     pub state: &'static str,
     /// The policy of memory nodes in force, such as "interleave:0-1"; empty: none.
     pub numa: String,
+    /// Threads that share a large copy, the caller's included.
+    pub copy_threads: u64,
+    /// Large copies that they shared.
+    pub copies_shared: u64,
     /// Frames in the arena: room for one block each.
     pub frames_total: u64,
     /// Frames that hold no block.

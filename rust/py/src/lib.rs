@@ -67,6 +67,10 @@ mod _core {
     #[pymodule_export]
     const OPTIMISED: bool = !cfg!(debug_assertions);
 
+    /// Most threads at one copy.
+    #[pymodule_export]
+    const COPY_THREADS_MAX: usize = keystow_core::store::COPY_THREADS_MAX;
+
     /// Names of the I/O engines of an SSD tier.
     #[pymodule_export]
     const ENGINES: &[&str] = keystow_core::store::EngineKind::NAMES;

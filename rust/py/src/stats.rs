@@ -159,6 +159,10 @@ stats! {
         lock_blocks_max,
         /// Steps of the eviction policy.
         policy_steps,
+        /// Threads that share a large put or get, the caller's own included.
+        copy_threads,
+        /// Large puts and gets that they shared.
+        copies_shared,
     }
     ssd {
         /// Devices of the tier.

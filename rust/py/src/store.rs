@@ -64,8 +64,8 @@ impl Store {
 impl Store {
     #[new]
     #[pyo3(signature = (*, layout, block_bytes, ram_bytes, policy, namespace, salt, deterministic,
-        manual_clock, prefault_now, numa, put_wait_s, io_timeout_s, ssd, progress=None,
-        said=None))]
+        manual_clock, prefault_now, numa, copy_threads, put_wait_s, io_timeout_s, ssd,
+        progress=None, said=None))]
     #[expect(clippy::too_many_arguments, reason = "one a named option of the Python facade")]
     fn new(
         py: Python<'_>,
@@ -79,6 +79,7 @@ impl Store {
         manual_clock: bool,
         prefault_now: bool,
         numa: Option<String>,
+        copy_threads: usize,
         put_wait_s: f64,
         io_timeout_s: f64,
         ssd: Option<Device>,
@@ -95,6 +96,7 @@ impl Store {
             manual_clock,
             prefault: if prefault_now { core::Prefault::Now } else { core::Prefault::Background },
             numa: numa.map(|numa| options::numa(py, &numa)).transpose()?,
+            copy_threads,
             put_wait: options::wait(py, "put_wait_s", Some(put_wait_s))?,
             io_timeout: options::wait(py, "io_timeout_s", Some(io_timeout_s))?,
             ssd,

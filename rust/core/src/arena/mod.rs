@@ -18,10 +18,15 @@
 mod copy;
 mod fork;
 mod limits;
+#[cfg(all(test, loom))]
+mod loom_tests;
+mod many;
 mod mapping;
 mod numa;
+mod pace;
 mod prefault;
 mod rows;
+mod team;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -34,9 +39,12 @@ pub use limits::{CgroupLimits, CpuLimit, RamLimit, cgroup_limits, ram_limit};
 pub(crate) use mapping::{prefer_huge_pages, room_for};
 pub use numa::Numa;
 pub use rows::{Rows, RowsMut};
+pub use team::COPY_THREADS_MAX;
 
 use mapping::Mapping;
+use pace::Pace;
 use prefault::Prefaulter;
+use team::Team;
 
 /// Frames start at multiples of this many bytes, as direct I/O will need them.
 pub const FRAME_ALIGN_BYTES: u32 = 4096;
@@ -98,6 +106,8 @@ pub struct ArenaConfig {
 pub struct ArenaOptions {
     /// From which memory nodes the pages come; none: from where they are faulted in.
     pub numa: Option<Numa>,
+    /// Threads that share a large copy, the caller's included; 0 and 1: the caller alone.
+    pub copy_threads: usize,
 }
 
 /// The memory of a store: `frames` pieces of `stride_bytes`, in one mapping.
@@ -109,6 +119,9 @@ pub struct Arena {
     frames: u32,
     stride_bytes: u32,
     numa: String,
+    team: Team,
+    writes: Pace,
+    reads: Pace,
     /// For each frame: bytes from here on are zero.
     zero_from: Box<[AtomicU32]>,
 }
@@ -150,7 +163,20 @@ impl Arena {
         let mapping = Arc::new(mapping);
         let prefaulter = Prefaulter::start(&mapping, prefault, threads);
         let zero_from = (0..frames).map(|_| AtomicU32::new(0)).collect();
-        Ok(Self { prefaulter, mapping, who, frames, stride_bytes, numa, zero_from })
+        let team = Team::new(options.copy_threads);
+        let (writes, reads) = (Pace::default(), Pace::default());
+        Ok(Self {
+            prefaulter,
+            mapping,
+            who,
+            frames,
+            stride_bytes,
+            numa,
+            team,
+            writes,
+            reads,
+            zero_from,
+        })
     }
 
     /// Number of frames.
@@ -260,7 +286,9 @@ impl Arena {
 
     /// What the kernel refused, one sentence each.
     pub fn fallbacks(&self) -> Vec<String> {
-        self.prefaulter.fallbacks()
+        let mut said = self.prefaulter.fallbacks();
+        said.extend(self.team.fallback().cloned());
+        said
     }
 
     #[inline]

@@ -4,8 +4,8 @@
 //! memory alive after the lifetime it was given. Invariant: every row handed out is memory that
 //! the maker of the value vouched for.
 //!
-//! `RowsMut` may be shared by threads of one call, each on rows of its own. Two writers of one row
-//! at a time would be the caller's race, as with any shared buffer.
+//! `RowsMut` may be shared by threads of one call, each on bytes of its own: whoever shares it asks
+//! `overlap` first. Another writer of a row would be the caller's race, as with any shared buffer.
 
 use std::marker::PhantomData;
 
@@ -38,8 +38,8 @@ unsafe impl Send for Rows<'_> {}
 unsafe impl Sync for Rows<'_> {}
 // SAFETY: exclusive memory may be written by whichever thread holds the value.
 unsafe impl Send for RowsMut<'_> {}
-// SAFETY: a shared value gives addresses only; the one who writes through them (`Arena::read`)
-// does so row by row in one call, see the module's text.
+// SAFETY: a shared value gives addresses only; who writes through them (`Arena::read`, `read_many`)
+// gives no two threads the same bytes, see the module's text.
 unsafe impl Sync for RowsMut<'_> {}
 
 impl<P: Copy> Form<P> {
@@ -155,6 +155,15 @@ impl<'a> RowsMut<'a> {
         unsafe { std::ptr::copy(bytes.as_ptr(), at, bytes.len()) };
     }
 
+    /// Whether the first bytes of some rows, so many of each, share memory.
+    pub(super) fn overlap(&self, rows: impl Iterator<Item = (usize, usize)>) -> bool {
+        let ranges = rows.filter(|(_, len)| *len > 0);
+        let ranges = ranges.map(|(row, len)| (self.row(row).0.addr(), len));
+        let mut ranges: Vec<(usize, usize)> = ranges.collect();
+        ranges.sort_unstable();
+        ranges.windows(2).any(|two| two[1].0 - two[0].0 < two[0].1)
+    }
+
     /// Address and length of a row.
     #[inline]
     pub(super) fn row(&self, index: usize) -> (*mut u8, usize) {
@@ -223,6 +232,23 @@ mod tests {
         rows.fill(1, &[7, 8]);
         rows.fill(2, &[]);
         assert_eq!(bytes, [0, 0, 0, 7, 8, 0, 0, 0, 0]);
+    }
+
+    #[test]
+    fn rows_overlap_where_they_share_a_byte() {
+        let mut bytes = [0_u8; 16];
+        let base = bytes.as_mut_ptr();
+        let at = |offset: usize, len| (base.wrapping_add(offset), len);
+        // SAFETY: the rows lie in `bytes`, and nothing is written through them.
+        let rows = unsafe {
+            RowsMut::from_raw_list(vec![at(8, 8), at(0, 8), at(7, 2), at(4, 0), at(0, 1)])
+        };
+        let overlap = |some: &[(usize, usize)]| rows.overlap(some.iter().copied());
+        assert!(!overlap(&[(0, 8), (1, 8), (3, 0)]));
+        assert!(overlap(&[(0, 8), (2, 2)]) && overlap(&[(2, 1), (1, 8)]));
+        assert!(!overlap(&[(0, 8), (2, 1), (1, 7)]));
+        assert!(overlap(&[(1, 1), (4, 1)]) && overlap(&[(0, 1), (0, 1)]));
+        assert!(!RowsMut::packed(&mut bytes, 4).overlap((0..4).map(|row| (row, 4))));
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The arena as a whole: round trips, bounds, prefaulting, forks.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
 use super::*;
@@ -174,7 +175,8 @@ fn in_child(check: impl FnOnce() -> bool) -> bool {
     let child = unsafe { libc::fork() };
     assert!(child >= 0, "fork: {}", std::io::Error::last_os_error());
     if child == 0 {
-        let fine = check();
+        // A panic that went on would end the child as if all were well.
+        let fine = catch_unwind(AssertUnwindSafe(check)).unwrap_or(false);
         // SAFETY: ends the child at once.
         unsafe { libc::_exit(if fine { 0 } else { 1 }) };
     }
@@ -215,5 +217,25 @@ fn a_drop_in_a_child_unmaps_nothing() {
         drop(arena);
         // SAFETY: still mapped unless the drop did what it must not.
         unsafe { page.read() == 42 }
+    }));
+}
+
+#[test]
+fn a_drop_in_a_child_waits_for_no_thread_of_the_copy_team() {
+    let config = ArenaConfig {
+        who: MemoryId::ARENA,
+        frames: 1,
+        stride_bytes: 4096,
+        prefault: Prefault::Now,
+        threads: 1,
+    };
+    let options = ArenaOptions { copy_threads: 3, ..ArenaOptions::default() };
+    let arena = Arena::map_with(config, options).expect("map");
+    arena.team.get_ready();
+    assert!(in_child(|| {
+        // SAFETY: ends a child that waits for ever.
+        unsafe { libc::alarm(10) };
+        drop(arena);
+        true
     }));
 }

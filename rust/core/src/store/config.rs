@@ -3,7 +3,8 @@
 //! Owns: `StoreConfig` and its limits. Never does: read files or the environment. Invariant: a
 //! configuration that passes `frames` can be opened unless the machine lacks the memory.
 
-use crate::arena::{FRAME_ALIGN_BYTES, Numa, Prefault};
+use super::probe;
+use crate::arena::{COPY_THREADS_MAX, FRAME_ALIGN_BYTES, Numa, Prefault};
 use crate::error::{Error, ErrorKind};
 use crate::ssd::format::{SLOTS_MAX, slots_for};
 use std::path::PathBuf;
@@ -13,6 +14,9 @@ use std::time::Duration;
 pub const BLOCK_BYTES_MAX: u64 = 256 << 20;
 /// Most frames of a store: header numbers are 32 bits, with room for holes.
 pub const FRAMES_MAX: u64 = 1 << 31;
+
+/// A few cores fill a socket's memory channels; the others have better to do.
+const COPY_THREADS_DEFAULT_MAX: usize = 4;
 
 /// Which block leaves when room is needed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -173,6 +177,9 @@ pub struct StoreConfig {
     pub prefault: Prefault,
     /// From which memory nodes the RAM comes; none: from where it is faulted in.
     pub numa: Option<Numa>,
+    /// Threads that share a large copy, the caller's included; 0: as many as there are cores, at
+    /// most four.
+    pub copy_threads: usize,
     /// How long a put may wait for calls in progress to give frames back, and for the cleaner.
     pub put_wait: Duration,
     /// A second tier; none: blocks are in RAM only.
@@ -192,9 +199,19 @@ impl StoreConfig {
             manual_clock: false,
             prefault: Prefault::Background,
             numa: None,
+            copy_threads: 0,
             put_wait: Duration::from_secs(1),
             ssd: None,
             io_timeout: Duration::from_secs(1),
+        }
+    }
+
+    /// Threads that share a large copy: a deterministic store has the caller's alone.
+    pub(crate) fn copy_threads(&self) -> usize {
+        match self.copy_threads {
+            _ if self.deterministic => 1,
+            0 => probe::cores().min(COPY_THREADS_DEFAULT_MAX),
+            asked => asked.min(COPY_THREADS_MAX),
         }
     }
 

@@ -7,11 +7,13 @@
 
 use super::past::{Ahead, Bytes, Reach, Way};
 use super::{RowsMut, Store};
+use crate::arena::{Arena, Region};
 use crate::directory::{Entry, Located, pieces};
 use crate::error::{Error, ErrorKind};
 use crate::key::Key;
 use crate::stats::add;
 use crate::units::Slot;
+use std::cell::RefCell;
 use std::time::{Duration, Instant};
 
 /// Pins of one get at a time: a run of one chain needs one, pieces of many are taken in rounds.
@@ -42,18 +44,24 @@ impl Store {
         self.check()?;
         check_count(keys, out)?;
         let run = self.look_up(keys);
+        let mut expected = 0;
         for (i, entry) in run.iter().enumerate() {
-            check_row(out.row_bytes(i), self.parts.directory.len_of(entry).unwrap_or(0))?;
+            let len = self.parts.directory.len_of(entry).unwrap_or(0);
+            check_row(out.row_bytes(i), len)?;
+            expected += len as usize;
         }
         let (all_in_ram, reach) = (run.iter().all(|entry| entry.in_ram), Reach::Past);
         let (begun, mut bytes) = (Instant::now(), 0);
+        // Where some are still on their way, the others are copied meanwhile.
+        let copies = Copies::new(&self.parts.arena, out, run.len(), all_in_ram.then_some(expected));
         let read = |i: usize, block: Bytes<'_>| {
-            let copied = copy_out(&block, out, i);
+            let copied = copies.take(&block, i);
             bytes += copied.unwrap_or(0);
             copied.is_some()
         };
         let (run, _) =
             self.deliver(keys, run, GET_PINS_MAX, Way { reach, until_us }, read, |pins| {
+                copies.make();
                 for slot in pins.drain(..) {
                     self.parts.directory.unpin(slot);
                 }
@@ -91,11 +99,14 @@ impl Store {
             let pinned = round.iter().filter(|(_, e)| directory.pin(e.slot, e.generation));
             let (rows, round): (Vec<usize>, Vec<Entry>) = pinned.copied().unzip();
             self.start_loads(&round);
+            let lens = round.iter().filter_map(|entry| directory.len_of(entry));
+            let expected = all_in_ram.then(|| lens.map(|len| len as usize).sum());
+            let copies = Copies::new(&self.parts.arena, out, round.len(), expected);
             let mut ahead = Ahead::default();
             for (at, entry) in round.iter().enumerate() {
                 let row = rows[at];
                 let mut read = |block: Bytes<'_>| {
-                    let copied = copy_out(&block, out, row);
+                    let copied = copies.take(&block, row);
                     bytes += copied.unwrap_or(0);
                     copied.is_some()
                 };
@@ -113,6 +124,7 @@ impl Store {
                 touched.extend(done[row].then_some(*entry));
             }
             self.drop_ahead(ahead);
+            copies.make();
             round.iter().for_each(|entry| directory.unpin(entry.slot));
         }
         drop(inside);
@@ -243,13 +255,42 @@ impl Store {
     }
 }
 
-/// Copies a block to the start of its row; its length, or `None` where the row is too short.
-fn copy_out(block: &Bytes<'_>, out: &RowsMut<'_>, row: usize) -> Option<u64> {
-    if out.row_bytes(row) < block.len as usize {
-        return None;
+/// The copies of one round: made as the blocks come, or together at its end where that is faster.
+struct Copies<'a> {
+    arena: &'a Arena,
+    out: &'a RowsMut<'a>,
+    together: Option<RefCell<Vec<(Region, usize)>>>,
+}
+
+impl<'a> Copies<'a> {
+    /// `expected`: bytes of all blocks, where all of them are in RAM.
+    fn new(arena: &'a Arena, out: &'a RowsMut<'a>, blocks: usize, expected: Option<usize>) -> Self {
+        let together = expected.filter(|bytes| arena.shares(*bytes));
+        let together = together.map(|_| RefCell::new(Vec::with_capacity(blocks)));
+        Self { arena, out, together }
     }
-    block.arena.read(block.arena.frame(block.frame, block.len), out, row);
-    Some(u64::from(block.len))
+
+    /// Copies a block to the start of its row, now or with `make`; its length, or `None` where the
+    /// row is too short.
+    fn take(&self, block: &Bytes<'_>, row: usize) -> Option<u64> {
+        if self.out.row_bytes(row) < block.len as usize {
+            return None;
+        }
+        let region = block.arena.frame(block.frame, block.len);
+        match &self.together {
+            Some(list) if block.kept => list.borrow_mut().push((region, row)),
+            _ => block.arena.read(region, self.out, row),
+        }
+        Some(u64::from(block.len))
+    }
+
+    /// Makes the copies that were left for the end; before the pins of their blocks fall.
+    fn make(&self) {
+        if let Some(list) = &self.together {
+            self.arena.read_many(&list.borrow(), self.out);
+            list.borrow_mut().clear();
+        }
+    }
 }
 
 pub(super) fn check_count(keys: &[Key], out: &RowsMut<'_>) -> Result<(), Error> {

@@ -39,7 +39,7 @@ mod histories;
 #[cfg(all(test, not(loom)))]
 mod tests;
 
-pub use crate::arena::{Numa, Prefault, Rows, RowsMut};
+pub use crate::arena::{COPY_THREADS_MAX, Numa, Prefault, Rows, RowsMut};
 pub use crate::event::{Event, EventKind};
 pub use config::{
     BLOCK_BYTES_MAX, DEVICES_MAX, EngineKind, FRAMES_MAX, OnLocked, PolicyKind, SsdConfig,
@@ -233,7 +233,10 @@ impl Store {
         let prefault = if config.deterministic { Prefault::Now } else { config.prefault };
         let threads = usize::from(config.deterministic);
         let arena = ArenaConfig { who, frames, stride_bytes, prefault, threads };
-        Ok(Arc::new(Arena::map_with(arena, ArenaOptions { numa: config.numa })?))
+        // What passes the arena by is copied block by block.
+        let copy_threads = if who == MemoryId::ARENA { config.copy_threads() } else { 1 };
+        let options = ArenaOptions { numa: config.numa, copy_threads };
+        Ok(Arc::new(Arena::map_with(arena, options)?))
     }
 
     fn start_driver(self: &Arc<Self>) -> Result<(), Error> {
@@ -398,6 +401,8 @@ impl Store {
         let mut stats = Stats {
             state: if closed { "closed" } else { "open" },
             numa: self.parts.arena.numa().to_owned(),
+            copy_threads: self.parts.arena.copy_threads() as u64,
+            copies_shared: self.parts.arena.copies_shared(),
             frames_total: u64::from(frames.total()),
             frames_free: u64::from(frames.free()),
             blocks,
@@ -435,26 +440,30 @@ impl Store {
             stats.policy_steps = keeper.policy().steps();
             stats.index_bytes += keeper.policy().bytes();
             stats.blocks_ram = keeper.policy().len();
-            if let Some(driver) = &self.driver {
-                let apart = || SsdStats { state: self.apart_state(), ..SsdStats::default() };
-                let ssd = keeper.tier.as_ref().map_or_else(apart, |tier| tier.snapshot());
-                stats.evictions += ssd.evictions;
-                stats.index_bytes += keeper.tier.as_ref().map_or(0, |tier| tier.bytes());
-                let away = keeper.tier.iter().flat_map(|tier| tier.away());
-                let away = away.map(|path| format!("{path}: left alone after too many faults"));
-                stats.fallbacks.extend(away);
-                drop(keeper);
-                let notes = self.notes.lock().unwrap_or_else(PoisonError::into_inner);
-                stats.fallbacks.extend(notes.iter().cloned());
-                let (engine, direct) =
-                    driver.engine().map_or(("", false), |engine| (engine.name(), engine.direct()));
-                stats.ssd = Some(SsdStats { engine, direct, ..ssd });
-            }
+            self.add_tier(&mut stats, keeper);
         }
         if self.is_poisoned() && !closed {
             stats.state = "poisoned";
         }
         stats
+    }
+
+    /// The tier's part of the stats, where there is one.
+    fn add_tier(&self, stats: &mut Stats, keeper: MutexGuard<'_, Keeper>) {
+        let Some(driver) = &self.driver else { return };
+        let apart = || SsdStats { state: self.apart_state(), ..SsdStats::default() };
+        let ssd = keeper.tier.as_ref().map_or_else(apart, |tier| tier.snapshot());
+        stats.evictions += ssd.evictions;
+        stats.index_bytes += keeper.tier.as_ref().map_or(0, |tier| tier.bytes());
+        let away = keeper.tier.iter().flat_map(|tier| tier.away());
+        let away = away.map(|path| format!("{path}: left alone after too many faults"));
+        stats.fallbacks.extend(away);
+        drop(keeper);
+        let notes = self.notes.lock().unwrap_or_else(PoisonError::into_inner);
+        stats.fallbacks.extend(notes.iter().cloned());
+        let (engine, direct) =
+            driver.engine().map_or(("", false), |engine| (engine.name(), engine.direct()));
+        stats.ssd = Some(SsdStats { engine, direct, ..ssd });
     }
 
     /// For tests: panics under the keeper's lock. The store is poisoned afterwards.

@@ -43,11 +43,13 @@ impl Way {
     }
 }
 
-/// A block's bytes, readable while the caller's pins last.
+/// A block's bytes, readable during the visit.
 pub(super) struct Bytes<'a> {
     pub(super) arena: &'a Arena,
     pub(super) frame: FrameId,
     pub(super) len: u32,
+    /// Readable while the caller's pins last, not only during the visit.
+    pub(super) kept: bool,
 }
 
 /// A put whose rest goes past RAM.
@@ -146,31 +148,46 @@ impl Store {
         &self,
         entries: &[Entry],
         at: usize,
-        Way { reach, until_us }: Way,
+        way: Way,
         ahead: &mut Ahead,
         own: Option<&mut Vec<Slot>>,
         visit: &mut impl FnMut(Bytes<'_>) -> bool,
     ) -> Option<bool> {
-        let directory = &self.parts.directory;
-        let entry = &entries[at];
-        if let Some(pins) = own {
-            if !directory.pin(entry.slot, entry.generation) {
-                return None;
-            }
-            let way = Way { reach, until_us };
-            let said = self.reach(entries, at, way, ahead, None, visit);
-            if reach == Reach::Past {
-                directory.unpin(entry.slot);
-            } else {
-                pins.push(entry.slot);
-            }
-            return said;
+        let Some(pins) = own else {
+            return self.reach_pinned(entries, at, way, ahead, true, visit);
+        };
+        let (directory, entry) = (&self.parts.directory, &entries[at]);
+        if !directory.pin(entry.slot, entry.generation) {
+            return None;
         }
+        let kept = way.reach != Reach::Past;
+        let said = self.reach_pinned(entries, at, way, ahead, kept, visit);
+        if kept {
+            pins.push(entry.slot);
+        } else {
+            directory.unpin(entry.slot);
+        }
+        said
+    }
+
+    /// The same for a block whose pin keeps it in RAM once it is there; `kept`: the pin outlasts
+    /// the visit.
+    fn reach_pinned(
+        &self,
+        entries: &[Entry],
+        at: usize,
+        Way { reach, until_us }: Way,
+        ahead: &mut Ahead,
+        kept: bool,
+        visit: &mut impl FnMut(Bytes<'_>) -> bool,
+    ) -> Option<bool> {
+        let (directory, entry) = (&self.parts.directory, &entries[at]);
         let deadline_us = self.deadline_us(self.io_timeout).min(until_us);
         loop {
             match directory.located(entry) {
                 Located::Ram(frame, len) => {
-                    return Some(visit(Bytes { arena: &self.parts.arena, frame, len }));
+                    let arena = &self.parts.arena;
+                    return Some(visit(Bytes { arena, frame, len, kept }));
                 }
                 Located::Loading if reach != Reach::Ram => {
                     if self.is_away(entry) {
@@ -230,7 +247,7 @@ impl Store {
             return None;
         }
         let good = ticket.ended() == Some(true);
-        let said = good.then(|| visit(Bytes { arena: &staging.arena, frame, len }));
+        let said = good.then(|| visit(Bytes { arena: &staging.arena, frame, len, kept: false }));
         self.give_staging(staging, frame);
         said
     }

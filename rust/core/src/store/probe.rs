@@ -70,7 +70,8 @@ pub fn probe_numa() -> Result<(String, Vec<String>), Error> {
         prefault: Prefault::Now,
         threads: 1,
     };
-    let arena = Arena::map_with(page, ArenaOptions { numa: Some(Numa::Interleave) })?;
+    let arena =
+        Arena::map_with(page, ArenaOptions { numa: Some(Numa::Interleave), copy_threads: 1 })?;
     Ok((arena.numa().to_owned(), arena.fallbacks()))
 }
 

@@ -304,11 +304,7 @@ impl<'a> Round<'a> {
         let (frames, dirty) = self.store.reserve_frames(&incoming);
         self.dirty = dirty;
         self.inside.hold(frames.len());
-        for (i, frame) in missing.iter().zip(&frames) {
-            let arena = &self.store.parts.arena;
-            let region = arena.frame(*frame, blocks.row_bytes(*i) as u32);
-            arena.write(region, blocks, *i);
-        }
+        self.store.parts.arena.write_many(&frames, blocks, &missing);
         let stored = self.commit_all(&missing, &frames, blocks);
         let announced = incoming.len() - frames.len()..;
         let dropped = announced.zip(&incoming[incoming.len() - frames.len()..]);

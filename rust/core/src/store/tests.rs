@@ -3,6 +3,7 @@
 
 use super::*;
 use crate::key::Key;
+use crate::units::Slot;
 use std::time::Instant;
 
 const BLOCK: usize = 4096;
@@ -53,6 +54,29 @@ fn blocks_come_back_and_are_not_stored_twice() {
     let stats = store.stats();
     assert_eq!((stats.puts, stats.put_present, stats.blocks), (5, 5, 5));
     assert_eq!(sound(&store).evictable, 5);
+}
+
+/// Copies that are left for the end of a round rely on it.
+#[test]
+fn a_block_is_kept_where_its_pin_outlasts_the_visit() {
+    let store = open(4, true);
+    let one = keys(0..1);
+    assert_eq!(put(&store, &one), 1);
+    let run = store.look_up(&one);
+    let reach = |reach, own: Option<&mut Vec<Slot>>| {
+        let mut kept = None;
+        let mut visit = |block: past::Bytes<'_>| kept.replace(block.kept).is_none();
+        let mut ahead = past::Ahead::default();
+        let said = store.reach(&run, 0, past::Way::to(reach), &mut ahead, own, &mut visit);
+        assert_eq!(said, Some(true));
+        kept
+    };
+    let mut pins = Vec::new();
+    assert_eq!((reach(past::Reach::Past, Some(&mut pins)), pins.len()), (Some(false), 0));
+    assert_eq!((reach(past::Reach::Frame, Some(&mut pins)), pins.len()), (Some(true), 1));
+    assert_eq!(reach(past::Reach::Past, None), Some(true));
+    pins.into_iter().for_each(|slot| store.parts.directory.unpin(slot));
+    assert_eq!(sound(&store).pins, 0);
 }
 
 #[test]
