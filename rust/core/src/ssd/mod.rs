@@ -5,6 +5,7 @@
 //! trusted for a length, count or offset; a slot is free, used or quarantined, never two of them.
 
 pub(crate) mod admit;
+pub(crate) mod changes;
 pub(crate) mod dir;
 pub(crate) mod format;
 pub(crate) mod recover;

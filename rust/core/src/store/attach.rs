@@ -15,6 +15,7 @@ use super::tier::{Recovery, Round, Staging, Tier};
 use super::{Store, StoreConfig};
 use crate::arena::{Arena, Memory};
 use crate::error::{Error, ErrorKind};
+use crate::ssd::changes::Changes;
 use crate::ssd::recover::Sorter;
 use pages::Pages;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -307,6 +308,11 @@ impl Store {
         let memory = Memory::new(memories.to_vec());
         driver.set_engine(open::engine(&mut ground, memory, parts.clock.word(), ssd)?);
         let mut notes = ground.notes;
+        let uuid = ground.superblock.uuid;
+        match ground.changes.map(|file| Changes::begin(file.into(), uuid)).transpose() {
+            Ok(changes) => driver.set_changes(changes),
+            Err(error) => notes.push(format!("{}: no `changes` ({error})", ground.path)),
+        }
         if !ground.direct {
             notes.push(format!("{}: buffered I/O, through the page cache", ground.path));
         }

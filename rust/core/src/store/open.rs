@@ -96,6 +96,8 @@ pub(super) enum Files {
 pub(super) struct Ground {
     pub(super) files: Files,
     pub(super) lock: Option<LockGuard>,
+    /// The hint for followers, where there is one.
+    pub(super) changes: Option<OwnedFd>,
     pub(super) superblock: Super,
     /// The table holds nothing yet.
     pub(super) fresh: bool,
@@ -144,6 +146,7 @@ pub(super) fn survey(
     Ok(Ground {
         files: Files::Real(opened.files),
         lock: opened.lock,
+        changes: opened.changes,
         superblock,
         fresh,
         notes,

@@ -279,7 +279,7 @@ impl Tier {
                 self.bounce_free.push(frame);
                 self.table.done(page, whole, with.now_us);
                 self.stats.page_writes += u64::from(whole);
-                self.syncing.wrote_page(whole);
+                self.syncing.wrote_page(page, whole);
             }
             Job::Super => self.end_super(with.now_us, begun.frame, whole),
             Job::SyncSuper => self.end_super_sync(with.now_us, completion.result.is_ok()),

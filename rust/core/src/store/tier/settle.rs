@@ -111,6 +111,8 @@ pub(super) struct Syncing {
     broken: bool,
     done: u64,
     failed: u64,
+    /// Table pages whose writes have ended since they were last taken: a hint for followers.
+    changed: Vec<u32>,
 }
 
 impl Syncing {
@@ -123,7 +125,8 @@ impl Syncing {
         self.wanted()
     }
 
-    pub(super) fn wrote_page(&mut self, whole: bool) {
+    pub(super) fn wrote_page(&mut self, page: u32, whole: bool) {
+        self.changed.push(page);
         if !whole && self.wanted() {
             self.failed = self.asked;
         }
@@ -196,6 +199,11 @@ impl Tier {
 
     pub(in crate::store) fn sync_round(&self, mine: u64) -> Round {
         round(mine, self.syncing.done, self.syncing.failed)
+    }
+
+    /// Table pages whose writes have ended since the last call.
+    pub(in crate::store) fn take_changed(&mut self) -> Vec<u32> {
+        std::mem::take(&mut self.syncing.changed)
     }
 
     /// After a failed sync nobody knows what the disk has of the pages: all are written again.
