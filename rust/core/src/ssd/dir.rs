@@ -28,7 +28,7 @@ mod state;
 mod tests;
 
 pub(crate) use faults::{HELD, replaced};
-pub(crate) use list::{Listed, list, list_all};
+pub(crate) use list::{Listed, list, list_all, members};
 pub(crate) use lock::LockGuard;
 pub(crate) use place::{hex, unhex};
 pub use probe::{DirProbe, Failed, probe_directory};

@@ -7,8 +7,8 @@
 pub(crate) mod admit;
 pub(crate) mod changes;
 pub(crate) mod dir;
-pub(crate) mod format;
 pub(crate) mod follow;
+pub(crate) mod format;
 pub(crate) mod reads;
 pub(crate) mod recover;
 pub(crate) mod slots;

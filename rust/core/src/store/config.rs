@@ -79,6 +79,18 @@ pub enum OnLocked {
     Ram,
 }
 
+/// Whose directories are read beside one's own.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Following {
+    /// Nobody's.
+    #[default]
+    Nobody,
+    /// All other members' under the same root and fingerprint, also those that come later.
+    Siblings,
+    /// Those of these members, or of all under these roots.
+    Paths(Vec<PathBuf>),
+}
+
 /// An SSD tier.
 #[derive(Clone, Debug)]
 pub struct SsdConfig {
@@ -105,6 +117,10 @@ pub struct SsdConfig {
     /// Where room is short at open, remove other directories under the root that nobody has open,
     /// the least recently opened first, until it is enough.
     pub reclaim: bool,
+    /// Whose directories of the same fingerprint count as there.
+    pub follow: Following,
+    /// What a followed directory holds is not written to this one.
+    pub replicated: bool,
     /// Slots of one file; 0 is the default.
     pub slots_a_file: u32,
 }
@@ -124,8 +140,31 @@ impl SsdConfig {
             reset_on_mismatch: false,
             on_locked: OnLocked::default(),
             reclaim: false,
+            follow: Following::Nobody,
+            replicated: false,
             slots_a_file: 0,
         }
+    }
+}
+
+impl SsdConfig {
+    fn check_follow(&self) -> Result<(), Error> {
+        let error = |code, message: &str, hint: &str| {
+            Err(Error::new(ErrorKind::Config, code, message, hint))
+        };
+        if self.follow == Following::Nobody && self.replicated {
+            let message = "replicated without a directory to follow.";
+            return error("KS-CFG-010", message, "say whose: follow=\"siblings\" or [paths].");
+        }
+        if self.follow != Following::Nobody && self.engine == EngineKind::Sim {
+            let message = "a simulated disk follows no directory.";
+            return error("KS-CFG-011", message, "leave follow= out, or choose another engine.");
+        }
+        if self.follow == Following::Paths(Vec::new()) {
+            let message = "no path to follow.";
+            return error("KS-CFG-012", message, "name directories, or leave follow= out.");
+        }
+        Ok(())
     }
 }
 
@@ -211,7 +250,7 @@ impl StoreConfig {
                         clock=\"real\".";
             return Err(Error::new(ErrorKind::Config, "KS-CFG-004", message, hint));
         }
-        Ok(())
+        ssd.check_follow()
     }
 
     fn clock_name(&self) -> &'static str {

@@ -4,6 +4,7 @@
 //! wait.
 
 use super::driver::Driver;
+use super::follow::Follow;
 use super::simulated::{SimWorld, simulated};
 use super::tier::{self, FEW_PAGES, Geometry, PAGES_MAX, Tier};
 use super::wait::open_directory;
@@ -272,6 +273,7 @@ pub(super) struct Below {
     pub(super) driver: Option<Arc<Driver>>,
     /// Memory for table pages on their way.
     pub(super) bounce: Option<Arc<Arena>>,
+    pub(super) follow: Option<Arc<Follow>>,
 }
 
 impl Below {
@@ -286,6 +288,7 @@ impl Below {
             staging: Some(tier::Staging { arena, frames: Frames::new(staged) }),
             driver: Some(Arc::default()),
             bounce: Some(bounce(config.deterministic)?),
+            follow: Follow::open(config, stride_bytes),
         })
     }
 }

@@ -383,9 +383,10 @@ impl Tier {
 
     /// Changes whenever a block may be able to leave RAM that was not before.
     pub(super) fn progress(&self) -> u64 {
-        let SsdStats { writes, writes_lost, promotions, lost, refused, breaker_opened, .. } =
+        let SsdStats { writes, writes_lost, promotions, lost, refused, replica_skips, .. } =
             self.stats;
-        writes + writes_lost + promotions + lost + refused + breaker_opened
+        let given_up = lost + refused + replica_skips + self.stats.breaker_opened;
+        writes + writes_lost + promotions + given_up
     }
 
     /// For the keeper: a block came to RAM, dirty.

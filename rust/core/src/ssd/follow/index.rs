@@ -236,6 +236,7 @@ impl Index {
     }
 
     /// Slots with a block.
+    #[cfg(all(test, not(loom)))]
     pub(crate) fn blocks(&self) -> u64 {
         self.cells.iter().filter(|cell| **cell != 0).count() as u64
     }
