@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use keystow_core::store::{self as core, OnLocked, Progress, SsdConfig};
+use keystow_core::store::{self as core, Following, OnLocked, Progress, SsdConfig};
 use pyo3::intern;
 use pyo3::prelude::*;
 
@@ -29,6 +29,9 @@ pub struct Device {
     on_locked: String,
     lock_wait_s: f64,
     reclaim: String,
+    follows_siblings: bool,
+    followed_paths: Vec<PathBuf>,
+    replicated: bool,
     budget_bytes_per_s: Option<u64>,
 }
 
@@ -52,6 +55,12 @@ impl Device {
                 _ => OnLocked::Fail,
             },
             reclaim: self.reclaim == "unlocked",
+            follow: match self.followed_paths {
+                _ if self.follows_siblings => Following::Siblings,
+                paths if paths.is_empty() => Following::Nobody,
+                paths => Following::Paths(paths),
+            },
+            replicated: self.replicated,
             ..SsdConfig::new(self.path, self.capacity_bytes)
         })
     }
