@@ -11,7 +11,6 @@ import shutil
 import signal
 import time
 from contextlib import ExitStack
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -34,7 +33,9 @@ from keystow.directories import directories, remove
 from keystow.inspection import inspect
 
 if TYPE_CHECKING:
+    import subprocess
     from collections.abc import Callable
+    from pathlib import Path
 
 pytestmark = pytest.mark.usefixtures("engine")
 
@@ -176,7 +177,7 @@ def test_right_bytes_or_a_miss_while_the_owner_writes_and_dies(root: Path, slots
     capacity = capacity_for(slots) + (CHANGES_BYTES if slots == LONG else 0)
     with ExitStack() as stack:
 
-        def owner(seed: int) -> object:
+        def owner(seed: int) -> subprocess.Popen[str]:
             process = stack.enter_context(child(OWNER, root, slots, seed, capacity))
             assert said(process) == "open"
             return process
@@ -348,9 +349,9 @@ except keystow.StoreLockedError as error:
         owner.close()
         with (
             open_store(root, member="0", follow="siblings") as store,
-            open_store(root, member="owner") as owner,
+            open_store(root, member="owner") as again,
         ):
-            assert len(there(store, range(4))) == len(there(owner, range(4))) == 4
+            assert len(there(store, range(4))) == len(there(again, range(4))) == 4
 
 
 def test_a_forked_follower_ends_in_peace(root: Path) -> None:

@@ -103,9 +103,7 @@ class Ssd:
     ) -> None:
         """Check the options; the directory is looked at when a store is opened."""
         refuse_unknown(unknown, Ssd.__slots__, "Ssd")
-        if encryption is not None:
-            hint = "leave encryption= out."
-            raise _not_yet(f"encryption={encryption!r}", hint, "encryption", encryption)
+        _refuse_encryption(encryption)
         checked = _engine(engine)
         put = object.__setattr__
         put(self, "path", _path(path, simulated=checked == "sim"))
@@ -300,6 +298,12 @@ def _member(member: object) -> str:
 def _no_device(message: str, value: object) -> ConfigError:
     hint = f"give a directory and a size, {_EXAMPLE}"
     return ConfigError(message, code="KS-CFG-214", hint=hint, context={"ssd": str(value)})
+
+
+def _refuse_encryption(encryption: object) -> None:
+    if encryption is not None:
+        hint = "leave encryption= out."
+        raise _not_yet(f"encryption={encryption!r}", hint, "encryption", encryption)
 
 
 def _not_yet(what: str, hint: str, name: str, value: object) -> ConfigError:

@@ -1,8 +1,8 @@
 //! The directory on disk: who owns it, which files are in it, and how long they are.
 //!
-//! Owns: `<root>/<fingerprint>/<member>/` with LOCK, SUPER, `table`, `slots.NNNN`,
-//! `layout.json` and `changes`: making, opening, growing, cutting and resetting them. Never does: write SUPER,
-//! a record or a block; the epoch is the tier's. Invariants:
+//! Owns: `<root>/<fingerprint>/<member>/` with LOCK, SUPER, `table`, `slots.NNNN`, `layout.json`
+//! and `changes`: making, opening, growing, cutting and resetting them. Never does: write SUPER, a
+//! record or a block; the epoch is the tier's. Invariants:
 //! - One owner: whoever holds the `LockGuard`. To look (`read_only`) takes no lock and changes
 //!   nothing.
 //! - The lengths of all files together are at most the capacity asked for, except those of files

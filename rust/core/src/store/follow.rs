@@ -10,8 +10,6 @@
 mod fetch;
 mod reads;
 mod sources;
-#[cfg(all(test, not(loom)))]
-mod tests;
 
 use super::config::{Following, StoreConfig};
 use crate::key::Key;
