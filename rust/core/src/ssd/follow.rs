@@ -10,7 +10,7 @@ mod index;
 #[cfg(all(test, not(loom)))]
 mod tests;
 
-pub(crate) use index::{AHEAD, Index, Known};
+pub(crate) use index::{Index, Known, walk};
 
 use crate::error::Error;
 use crate::io::{IO_ALIGN_BYTES, digest};

@@ -13,7 +13,7 @@ mod sources;
 
 use super::config::{Following, StoreConfig};
 use crate::key::Key;
-use crate::ssd::follow::{AHEAD, Followed, Index, Known, Looked};
+use crate::ssd::follow::{Followed, Index, Known, Looked, walk};
 use crate::stats::SsdStats;
 use reads::Reads;
 use sources::Sources;
@@ -353,34 +353,11 @@ impl View {
     fn walk(
         &self,
         keys: &[Key],
-        mut visit: impl FnMut(usize, Option<(usize, u32, &Known)>) -> bool,
+        visit: impl FnMut(usize, Option<(usize, u32, &Known)>) -> bool,
     ) -> usize {
         let indexes: Vec<RwLockReadGuard<'_, Index>> =
             self.members.iter().map(|member| member.followed.index()).collect();
-        let ahead = |at: usize, key: Option<&Key>| {
-            if let Some(key) = key {
-                match at {
-                    0 => indexes.iter().for_each(|index| index.fetch_cell(key)),
-                    _ => indexes.iter().for_each(|index| index.fetch_line(key)),
-                }
-            }
-        };
-        keys.iter().take(AHEAD).for_each(|key| ahead(0, Some(key)));
-        let mut first = 0;
-        for (at, key) in keys.iter().enumerate() {
-            ahead(0, keys.get(at + AHEAD));
-            ahead(1, keys.get(at + AHEAD / 2));
-            // A chain is mostly one member's.
-            let found = (first..indexes.len()).chain(0..first).find_map(|member| {
-                let (slot, known) = indexes[member].find(key)?;
-                (known.len <= self.block_bytes).then_some((member, slot, known))
-            });
-            first = found.map_or(first, |(member, ..)| member);
-            if !visit(at, found) {
-                return at;
-            }
-        }
-        keys.len()
+        walk(&indexes, keys, |known| known.len <= self.block_bytes, visit)
     }
 
     /// The leading run that is there; `visit` gets each of its blocks.

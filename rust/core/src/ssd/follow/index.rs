@@ -7,10 +7,11 @@
 use crate::key::Key;
 use crate::ssd::format::{RECORDS_A_PAGE, Record, epoch_of, table_pages};
 use std::hash::{BuildHasher, RandomState};
+use std::ops::Deref;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// So far ahead a key's cell is asked for, and half as far its line.
-pub(crate) const AHEAD: usize = 16;
+const AHEAD: usize = 16;
 
 /// A block in a followed directory; a line of the cache.
 #[repr(C)]
@@ -39,7 +40,7 @@ impl Known {
     };
 
     /// What a record tells; none where it does not count.
-    pub(super) fn of(record: &Record, block_bytes: u32, clear_epoch: u32) -> Self {
+    pub(crate) fn of(record: &Record, block_bytes: u32, clear_epoch: u32) -> Self {
         if !record.is_sane(block_bytes) || epoch_of(record.generation) <= clear_epoch {
             return Self::NONE;
         }
@@ -80,7 +81,7 @@ pub(crate) struct Index {
 }
 
 impl Index {
-    pub(super) fn new(slots: u32) -> Self {
+    pub(crate) fn new(slots: u32) -> Self {
         let draw = |_| RandomState::new().hash_one(0);
         let cells = vec![0_u64; (2 * slots as usize).next_power_of_two()];
         let lines = vec![[0; size_of::<Known>() / 8]; slots as usize];
@@ -119,13 +120,13 @@ impl Index {
 
     /// Loads the cell of a key that will be looked for soon.
     #[inline]
-    pub(crate) fn fetch_cell(&self, key: &Key) {
+    fn fetch_cell(&self, key: &Key) {
         std::hint::black_box(self.cells[self.hash(key) as usize & (self.cells.len() - 1)]);
     }
 
     /// Loads the line of a key that will be looked for next.
     #[inline]
-    pub(crate) fn fetch_line(&self, key: &Key) {
+    fn fetch_line(&self, key: &Key) {
         let cell = self.cells[self.hash(key) as usize & (self.cells.len() - 1)];
         if let Some(line) = self.lines.get(slot_of(cell) as usize) {
             std::hint::black_box(line[0]);
@@ -171,7 +172,7 @@ impl Index {
     }
 
     /// Takes a page in that was read after `read_us`.
-    pub(super) fn take_in(&mut self, page: u32, sequence: u64, read_us: u64, lines: &[Known]) {
+    pub(crate) fn take_in(&mut self, page: u32, sequence: u64, read_us: u64, lines: &[Known]) {
         let state = &mut self.pages[page as usize];
         if sequence < state.sequence {
             return;
@@ -240,6 +241,38 @@ impl Index {
     pub(crate) fn blocks(&self) -> u64 {
         self.cells.iter().filter(|cell| **cell != 0).count() as u64
     }
+}
+
+/// Looks keys up in several tables, a batch at a time: hands each key's block, and the number of its
+/// table, to `visit`, until that says false; how many keys were passed.
+pub(crate) fn walk(
+    tables: &[impl Deref<Target = Index>],
+    keys: &[Key],
+    counts: impl Fn(&Known) -> bool,
+    mut visit: impl FnMut(usize, Option<(usize, u32, &Known)>) -> bool,
+) -> usize {
+    for key in keys.iter().take(AHEAD) {
+        tables.iter().for_each(|table| table.fetch_cell(key));
+    }
+    let mut first = 0;
+    for (at, key) in keys.iter().enumerate() {
+        if let Some(key) = keys.get(at + AHEAD) {
+            tables.iter().for_each(|table| table.fetch_cell(key));
+        }
+        if let Some(key) = keys.get(at + AHEAD / 2) {
+            tables.iter().for_each(|table| table.fetch_line(key));
+        }
+        // A chain is mostly in one table.
+        let found = (first..tables.len()).chain(0..first).find_map(|table| {
+            let (slot, known) = tables[table].find(key)?;
+            counts(known).then_some((table, slot, known))
+        });
+        first = found.map_or(first, |(table, ..)| table);
+        if !visit(at, found) {
+            return at;
+        }
+    }
+    keys.len()
 }
 
 /// The slot that a cell names; none for an empty one.
