@@ -43,6 +43,8 @@ def open_store(root: Path, **options: Any) -> keystow.Store:
             "on_mismatch",
             "reclaim",
             "write_bytes_per_s",
+            "follow",
+            "replicated",
         )
         if name in options
     }

@@ -150,6 +150,8 @@ class Match:
     @property
     def ssd(self) -> int: ...
     @property
+    def followed(self) -> int: ...
+    @property
     def bytes(self) -> int: ...
     @property
     def load_s(self) -> float: ...
@@ -242,6 +244,14 @@ class Stats:
     ssd_dropped_refused: Final[int]
     ssd_dropped_waited: Final[int]
     ssd_dropped_off: Final[int]
+    ssd_replica_skips: Final[int]
+    followed_members: Final[int]
+    followed_hits: Final[int]
+    followed_hit_bytes: Final[int]
+    followed_bad: Final[int]
+    followed_pages: Final[int]
+    followed_scans: Final[int]
+    followed_index_bytes: Final[int]
     ssd_lost: Final[int]
     ssd_given_up: Final[int]
     ssd_bad_tags: Final[int]

@@ -32,6 +32,9 @@ class Devices:
     on_locked: str
     lock_wait_s: float
     reclaim: str
+    follows_siblings: bool
+    followed_paths: tuple[str, ...]
+    replicated: bool
     budget_bytes_per_s: int | None
 
 
@@ -65,6 +68,9 @@ def read_devices(value: object) -> Ssd | Devices | None:
         on_locked=first.on_locked,
         lock_wait_s=first.lock_wait_s,
         reclaim=first.reclaim,
+        follows_siblings=first.follows_siblings,
+        followed_paths=first.followed_paths,
+        replicated=first.replicated,
         budget_bytes_per_s=_budget(devices, value),
     )
 

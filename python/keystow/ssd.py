@@ -11,6 +11,7 @@ from keystow.config import check_choice, parse_duration, parse_size, refuse_unkn
 from keystow.errors import ConfigError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import Literal, Never
 
 __all__ = ["Ssd", "read_ssd"]
@@ -19,6 +20,7 @@ _DAY_S = 86_400
 # Beyond this no device lasts a minute; keeps every later product finite.
 _DWPD_MAX = 1e6
 _ENGINE_VARIABLE = "KEYSTOW_ENGINE"
+_SIBLINGS = "siblings"
 _WAIT = "wait:"
 _WAIT_UNITS = ("ms", "s", "min")
 _SEED_MAX = (1 << 64) - 1
@@ -53,7 +55,16 @@ class Ssd:
     room at open, ``"never"``, or ``"unlocked"`` to remove other directories under the root that no
     store has open, least recently opened first, until it is enough.
 
-    ``follow``, ``replicated`` and ``encryption`` take no other value yet.
+    ``follow``: whose directories of the same layout, namespace and salt count as there too, read
+    without their lock while their owners go on: ``"siblings"``, all other members under this root,
+    also those that come later; or a list of paths, each a member's directory or a root. A get
+    reads a block there, verifies it, and puts it into this store. What its owner removes or clears
+    is found there for at most a second more; a remove or clear of this store concerns this store
+    alone, so clear every one. A path that can't be followed stands in ``stats().fallbacks`` and is
+    tried again. ``replicated=True``: what a followed directory holds is not written to this one;
+    it leaves RAM unwritten.
+
+    ``encryption`` takes no other value yet.
 
     Raises ConfigError for what can't be meant.
     """
@@ -65,7 +76,7 @@ class Ssd:
     engine: str
     seed: int
     member: str
-    follow: None
+    follow: str | tuple[str, ...] | None
     replicated: bool
     on_locked: str
     on_mismatch: str
@@ -82,8 +93,8 @@ class Ssd:
         engine: Literal["auto", "uring", "pool", "sim"] = "auto",
         seed: int = 0,
         member: str = "0",
-        follow: None = None,
-        replicated: Literal[False] = False,
+        follow: Literal["siblings"] | Sequence[str | os.PathLike[str]] | None = None,
+        replicated: bool = False,
         on_locked: str = "error",
         on_mismatch: Literal["error", "reset"] = "error",
         reclaim: Literal["never", "unlocked"] = "never",
@@ -92,14 +103,7 @@ class Ssd:
     ) -> None:
         """Check the options; the directory is looked at when a store is opened."""
         refuse_unknown(unknown, Ssd.__slots__, "Ssd")
-        later = (
-            ("follow", follow, None),
-            ("replicated", replicated, False),
-            ("encryption", encryption, None),
-        )
-        for name, value, only in later:
-            if value != only:
-                raise _not_yet(f"{name}={value!r}", f"leave {name}= out.", name, value)
+        _refuse_encryption(encryption)
         checked = _engine(engine)
         put = object.__setattr__
         put(self, "path", _path(path, simulated=checked == "sim"))
@@ -113,8 +117,9 @@ class Ssd:
         put(self, "on_locked", on_locked)
         put(self, "on_mismatch", check_choice(on_mismatch, "on_mismatch", ("error", "reset")))
         put(self, "reclaim", check_choice(reclaim, "reclaim", ("never", "unlocked")))
-        for name, _, only in later:
-            put(self, name, only)
+        put(self, "follow", _follow(follow, checked))
+        put(self, "replicated", _replicated(replicated, self.follow))
+        put(self, "encryption", None)
 
     @property
     def others(self) -> tuple[tuple[str, int], ...]:
@@ -127,6 +132,16 @@ class Ssd:
         if self.dwpd is None:
             return self.write_bytes_per_s
         return max(1, round(self.capacity * self.dwpd / _DAY_S))
+
+    @property
+    def follows_siblings(self) -> bool:
+        """Whether all other members under the root are followed."""
+        return self.follow == _SIBLINGS
+
+    @property
+    def followed_paths(self) -> tuple[str, ...]:
+        """The directories that are followed by name."""
+        return self.follow if isinstance(self.follow, tuple) else ()
 
     @property
     def lock_wait_s(self) -> float:
@@ -174,6 +189,46 @@ def _lock_wait_s(on_locked: object) -> float:
         '"wait:10min".',
         context={"on_locked": on_locked},
     )
+
+
+def _follow(follow: object, engine: str) -> str | tuple[str, ...] | None:
+    if follow is None:
+        return None
+    if engine == "sim":
+        raise _no_follow(follow, 'a store with engine="sim" follows no directory.')
+    if follow == _SIBLINGS:
+        return _SIBLINGS
+    if not isinstance(follow, (list, tuple)):
+        raise _no_follow(follow, f"follow={follow!r} is unknown.")
+    if not follow:
+        raise _no_follow(follow, "follow=[] names no directory.")
+    paths = []
+    for path in follow:
+        if not isinstance(path, (str, os.PathLike)) or not os.fsdecode(path):
+            raise _no_follow(follow, f"follow={follow!r}: {path!r} is no path.")
+        paths.append(os.fsdecode(path))
+    return tuple(paths)
+
+
+def _no_follow(follow: object, message: str) -> ConfigError:
+    return ConfigError(
+        message,
+        code="KS-CFG-222",
+        hint='give "siblings", or a list of directories: follow=["/nvme/kv"].',
+        context={"follow": follow},
+    )
+
+
+def _replicated(replicated: object, follow: object) -> bool:
+    if not isinstance(replicated, bool) or (replicated and follow is None):
+        what = "without follow=" if isinstance(replicated, bool) else "is not True or False"
+        raise ConfigError(
+            f"replicated={replicated!r} {what}.",
+            code="KS-CFG-223",
+            hint='say whose blocks are not to be written again: follow="siblings".',
+            context={"replicated": replicated, "follow": follow},
+        )
+    return replicated
 
 
 def _path(path: object, *, simulated: bool) -> str:
@@ -243,6 +298,12 @@ def _member(member: object) -> str:
 def _no_device(message: str, value: object) -> ConfigError:
     hint = f"give a directory and a size, {_EXAMPLE}"
     return ConfigError(message, code="KS-CFG-214", hint=hint, context={"ssd": str(value)})
+
+
+def _refuse_encryption(encryption: object) -> None:
+    if encryption is not None:
+        hint = "leave encryption= out."
+        raise _not_yet(f"encryption={encryption!r}", hint, "encryption", encryption)
 
 
 def _not_yet(what: str, hint: str, name: str, value: object) -> ConfigError:

@@ -11,7 +11,7 @@ use std::hint::black_box;
 use std::sync::RwLock;
 use std::time::Instant;
 
-use keystow_core::bench::Index;
+use keystow_core::bench::{FollowedIndex, Index};
 use keystow_core::key::Key;
 
 const BATCH: usize = 8192;
@@ -88,11 +88,39 @@ fn compare(size: &Size) {
     );
 }
 
+/// A key of a followed directory beside one of one's own: this index costs at most twice as much.
+fn compare_followed(size: &Size) {
+    let mut random = Random(6);
+    let keys: Vec<Key> = (0..size.entries).map(|_| random.key()).collect();
+    let batches: Vec<Vec<Key>> = (0..size.batches)
+        .map(|_| (0..BATCH).map(|_| keys[random.below(keys.len())]).collect())
+        .collect();
+    let (own, followed) = (Index::filled(&keys), FollowedIndex::filled(&keys));
+    drop(keys);
+    let (mut our_rates, mut own_rates) = (Vec::new(), Vec::new());
+    for round in 0..=size.rounds {
+        let turn = [
+            rate(&batches, |batch| followed.match_prefix(batch)),
+            rate(&batches, |batch| own.match_prefix(batch)),
+        ];
+        if round > 0 {
+            our_rates.push(turn[0]);
+            own_rates.push(turn[1]);
+        }
+    }
+    println!(
+        "{{\"name\": \"lookup in a followed directory, {} M entries\", \"ours\": {our_rates:?}, \
+         \"rival\": {own_rates:?}, \"rival_name\": \"one's own index\"}}",
+        size.entries as f64 / 1e6
+    );
+}
+
 fn main() {
     let quick = std::env::args().any(|argument| argument == "--quick");
     let (sizes, batches, rounds) =
         if quick { ([10_000, 20_000], 2, 2) } else { ([1_000_000, 10_000_000], 64, 9) };
     for entries in sizes {
         compare(&Size { entries, batches, rounds });
+        compare_followed(&Size { entries, batches, rounds });
     }
 }

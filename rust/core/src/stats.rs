@@ -139,12 +139,29 @@ pub struct SsdStats {
     pub no_slot: u64,
     /// Dirty blocks that left unwritten: given up by their user,
     pub dropped_retired: u64,
-    /// refused by admission,
+    /// refused by admission, or had by a followed directory,
     pub dropped_refused: u64,
     /// because a put had waited long enough,
     pub dropped_waited: u64,
     /// because the device is left alone.
     pub dropped_off: u64,
+    /// Blocks not written because a followed directory has them.
+    pub replica_skips: u64,
+    /// Directories that are followed.
+    pub followed_members: u64,
+    /// Blocks delivered from them, verified; part of the store's hits.
+    pub followed_hits: u64,
+    /// Their payload.
+    pub followed_hit_bytes: u64,
+    /// Blocks of them not delivered: their bytes were not those of the record, or it had gone.
+    pub followed_bad: u64,
+    /// Table pages read in them.
+    pub followed_pages: u64,
+    /// Times that a whole table was read again, or for the first time, where its owner tells of
+    /// changes.
+    pub followed_scans: u64,
+    /// Memory of what is known of them.
+    pub followed_index_bytes: u64,
     /// Blocks whose only copy could not be read or was wrong.
     pub lost: u64,
     /// Blocks whose only copy was on a device that is left alone, given up to be stored again.

@@ -73,6 +73,12 @@ impl Match {
         self.found.ssd
     }
 
+    /// How many are only in directories that the store follows.
+    #[getter]
+    fn followed(&self) -> usize {
+        self.found.followed
+    }
+
     /// Bytes of the blocks found.
     #[getter]
     fn bytes(&self) -> u64 {
@@ -146,11 +152,13 @@ impl Match {
     }
 
     fn __repr__(&self) -> String {
-        let core::Matched { blocks, ram, ssd, load_s, .. } = &self.found;
+        let core::Matched { blocks, ram, ssd, followed, load_s, .. } = &self.found;
+        let followed = if *followed > 0 { format!(", {followed} followed") } else { String::new() };
         let pinned = if self.pinned().is_some() { ", pinned" } else { "" };
         let (keys, load_ms) = (self.keys.len(), load_s * 1e3);
         format!(
-            "Match({blocks} of {keys} blocks: {ram} ram, {ssd} ssd, load {load_ms:.1} ms{pinned})"
+            "Match({blocks} of {keys} blocks: {ram} ram, {ssd} ssd{followed}, load {load_ms:.1} \
+             ms{pinned})"
         )
     }
 }

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use keystow_core::store::{self as core, OnLocked, Progress, SsdConfig, SsdPlace};
+use keystow_core::store::{self as core, Following, OnLocked, Progress, SsdConfig, SsdPlace};
 use pyo3::intern;
 use pyo3::prelude::*;
 
@@ -31,6 +31,9 @@ pub struct Device {
     on_locked: String,
     lock_wait_s: f64,
     reclaim: String,
+    follows_siblings: bool,
+    followed_paths: Vec<PathBuf>,
+    replicated: bool,
     budget_bytes_per_s: Option<u64>,
 }
 
@@ -59,6 +62,12 @@ impl Device {
                 .into_iter()
                 .map(|(path, capacity_bytes)| SsdPlace { path, capacity_bytes })
                 .collect(),
+            follow: match self.followed_paths {
+                _ if self.follows_siblings => Following::Siblings,
+                paths if paths.is_empty() => Following::Nobody,
+                paths => Following::Paths(paths),
+            },
+            replicated: self.replicated,
             ..SsdConfig::new(self.path, self.capacity_bytes)
         })
     }

@@ -207,12 +207,28 @@ stats! {
         ssd_no_slot: no_slot,
         /// Blocks that left RAM unwritten: their user had retired them.
         ssd_dropped_retired: dropped_retired,
-        /// Blocks that left RAM unwritten: over the write budget.
+        /// Blocks that left RAM unwritten: over the write budget, or in a followed directory.
         ssd_dropped_refused: dropped_refused,
         /// Blocks that left RAM unwritten: a put had waited long enough.
         ssd_dropped_waited: dropped_waited,
         /// Blocks that left RAM unwritten: the device is left alone.
         ssd_dropped_off: dropped_off,
+        /// Blocks not written because a followed directory has them (``replicated=True``).
+        ssd_replica_skips: replica_skips,
+        /// Directories that are followed.
+        followed_members: followed_members,
+        /// Blocks delivered from them, verified; part of ``hits``.
+        followed_hits: followed_hits,
+        /// Bytes of them.
+        followed_hit_bytes: followed_hit_bytes,
+        /// Blocks of them not delivered: their bytes were not those that were written, or gone.
+        followed_bad: followed_bad,
+        /// Table pages read in them.
+        followed_pages: followed_pages,
+        /// Times that a whole table was read, where its owner tells of changes.
+        followed_scans: followed_scans,
+        /// Bytes of what is known of them, outside ``ram=``.
+        followed_index_bytes: followed_index_bytes,
         /// Blocks whose only copy could not be read or was wrong.
         ssd_lost: lost,
         /// Blocks given up whose only copy was on a device that is left alone, when they were put

@@ -52,7 +52,7 @@ impl Store {
         let py = keys.py();
         let asked = Asked::of(keys, &self.handle.identity.fingerprint)?;
         let store = self.handle.open(py)?;
-        if asked.packed.len() <= FEW_KEYS {
+        if asked.packed.len() <= FEW_KEYS && !store.follows() {
             call(&store, &asked.packed).or_raise(py)
         } else {
             py.detach(|| call(&store, &asked.packed)).or_raise(py)
@@ -213,7 +213,7 @@ impl Store {
             let (lease, found) = store.match_pinned(&packed)?;
             Ok((found, Some(Pinned::new(lease))))
         };
-        let few = packed.len() <= FEW_KEYS && !pin;
+        let few = packed.len() <= FEW_KEYS && !pin && !store.follows();
         let (found, pinned) = if few { call() } else { py.detach(call) }.or_raise(py)?;
         Ok(Match::new(Arc::clone(&self.handle), packed, found, pinned))
     }

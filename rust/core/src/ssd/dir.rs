@@ -1,8 +1,8 @@
 //! The directory on disk: who owns it, which files are in it, and how long they are.
 //!
-//! Owns: `<root>/<fingerprint>/<member>/` with LOCK, SUPER, `table`, `slots.NNNN` and
-//! `layout.json`: making, opening, growing, cutting and resetting them. Never does: write SUPER,
-//! a record or a block; the epoch is the tier's. Invariants:
+//! Owns: `<root>/<fingerprint>/<member>/` with LOCK, SUPER, `table`, `slots.NNNN`, `layout.json`
+//! and `changes`: making, opening, growing, cutting and resetting them. Never does: write SUPER, a
+//! record or a block; the epoch is the tier's. Invariants:
 //! - One owner: whoever holds the `LockGuard`. To look (`read_only`) takes no lock and changes
 //!   nothing.
 //! - The lengths of all files together are at most the capacity asked for, except those of files
@@ -15,6 +15,7 @@
 
 mod faults;
 mod files;
+mod hint;
 mod list;
 mod lock;
 mod place;
@@ -26,8 +27,8 @@ mod state;
 #[cfg(all(test, not(loom)))]
 mod tests;
 
-pub(crate) use faults::HELD;
-pub(crate) use list::{Listed, list, list_all};
+pub(crate) use faults::{HELD, replaced};
+pub(crate) use list::{Listed, list, list_all, members};
 pub(crate) use lock::LockGuard;
 pub(crate) use place::{hex, unhex};
 pub use probe::{DirProbe, Failed, probe_directory};
@@ -47,6 +48,7 @@ use std::path::{Path, PathBuf};
 
 const SUPER: &str = "SUPER";
 const TABLE: &str = "table";
+const CHANGES: &str = "changes";
 
 /// What to open.
 #[derive(Clone, Debug)]
@@ -99,6 +101,8 @@ impl<'a> DirConfig<'a> {
 pub(crate) struct Opened {
     /// In the order of `io::FileId`: SUPER, the table, `slots.0000` and on. True: direct.
     pub(crate) files: Vec<(OwnedFd, bool)>,
+    /// The hint for followers, where there is one.
+    pub(crate) changes: Option<OwnedFd>,
     /// The ownership; None for a look.
     pub(crate) lock: Option<LockGuard>,
     /// Slots of all files; `super_block` still has the number before.
@@ -154,7 +158,7 @@ impl Shape {
     /// The files of our own directory; what is there keeps its place.
     fn wanted(config: &DirConfig<'_>, found: Option<&Super>) -> Result<Self, Error> {
         let (capacity_bytes, stride_bytes) = (config.capacity_bytes, config.stride_bytes);
-        let slots = format::slots_for(capacity_bytes, stride_bytes);
+        let slots = hint::slots_beside(capacity_bytes, stride_bytes, found);
         let slots_a_file = match (found, config.slots_a_file) {
             (Some(found), _) => found.slots_a_file,
             (None, 0) => format::slots_a_file(stride_bytes),
@@ -335,7 +339,8 @@ fn own(
         descriptors.push(files.fit(name, *want, &mut notes)?);
     }
     files.keep()?;
-    Ok(opened(config, at, descriptors, shape, found, notes))
+    let changes = hint::make(config, at, &parts, disk, &mut notes);
+    Ok(Opened { changes, ..opened(config, at, descriptors, shape, found, notes) })
 }
 
 /// Opens the directory as it is.
@@ -362,7 +367,8 @@ fn look(config: &DirConfig<'_>, at: &Folder<'_>, mut notes: Notes) -> Result<Ope
         // Fewer files than before, all of them full: the product is less than `slots`.
         shape.slots = files as u32 * shape.slots_a_file;
     }
-    Ok(opened(config, at, descriptors, shape, Some(found), notes))
+    let changes = at.open(CHANGES, true)?;
+    Ok(Opened { changes, ..opened(config, at, descriptors, shape, Some(found), notes) })
 }
 
 fn opened(
@@ -384,6 +390,7 @@ fn opened(
     Opened {
         direct: files.iter().all(|(_, direct)| *direct),
         files,
+        changes: None,
         lock: None,
         slots: shape.slots,
         slots_a_file: shape.slots_a_file,

@@ -5,8 +5,11 @@
 //! trusted for a length, count or offset; a slot is free, used or quarantined, never two of them.
 
 pub(crate) mod admit;
+pub(crate) mod changes;
 pub(crate) mod dir;
+pub(crate) mod follow;
 pub(crate) mod format;
+pub(crate) mod reads;
 pub(crate) mod recover;
 pub(crate) mod slots;
 pub(crate) mod table;

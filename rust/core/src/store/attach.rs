@@ -15,6 +15,7 @@ use super::tier::{Recovery, Round, Staging, Tier};
 use super::{Store, StoreConfig};
 use crate::arena::{Arena, Memory};
 use crate::error::{Error, ErrorKind};
+use crate::ssd::changes::Changes;
 use crate::ssd::recover::Sorter;
 use pages::Pages;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -312,6 +313,7 @@ impl Store {
         driver.set_engine(open::engine(&mut grounds, &memory, parts.clock.word(), ssd)?);
         let behind = tier.leave_behind();
         let (mut notes, mut locks, mut fresh) = (grounds.notes, Vec::new(), Vec::new());
+        let mut changes = Vec::new();
         for (ground, behind) in grounds.devices.into_iter().zip(behind) {
             notes.extend(ground.notes);
             if !ground.direct {
@@ -324,9 +326,16 @@ impl Store {
                     ground.path
                 ));
             }
+            let begun =
+                ground.changes.map(|file| Changes::begin(file.into(), ground.superblock.uuid));
+            changes.push(begun.transpose().unwrap_or_else(|error| {
+                notes.push(format!("{}: no `changes` ({error})", ground.path));
+                None
+            }));
             locks.extend(ground.lock);
             fresh.push(ground.fresh || behind);
         }
+        driver.set_changes(changes);
         *self.locks.lock().unwrap_or_else(PoisonError::into_inner) = locks;
         self.say(notes);
         if fresh.iter().all(|fresh| *fresh) {

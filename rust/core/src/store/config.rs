@@ -93,6 +93,18 @@ pub struct SsdPlace {
     pub capacity_bytes: u64,
 }
 
+/// Whose directories are read beside one's own.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Following {
+    /// Nobody's.
+    #[default]
+    Nobody,
+    /// All other members' under the same root and fingerprint, also those that come later.
+    Siblings,
+    /// Those of these members, or of all under these roots.
+    Paths(Vec<PathBuf>),
+}
+
 /// An SSD tier.
 #[derive(Clone, Debug)]
 pub struct SsdConfig {
@@ -121,6 +133,10 @@ pub struct SsdConfig {
     /// Where room is short at open, remove other directories under the root that nobody has open,
     /// the least recently opened first, until it is enough.
     pub reclaim: bool,
+    /// Whose directories of the same fingerprint count as there.
+    pub follow: Following,
+    /// What a followed directory holds is not written to this one.
+    pub replicated: bool,
     /// Slots of one file; 0 is the default.
     pub slots_a_file: u32,
     /// So much of a chain goes to one of several devices.
@@ -154,9 +170,32 @@ impl SsdConfig {
             reset_on_mismatch: false,
             on_locked: OnLocked::default(),
             reclaim: false,
+            follow: Following::Nobody,
+            replicated: false,
             slots_a_file: 0,
             stretch_bytes: STRETCH_BYTES,
         }
+    }
+}
+
+impl SsdConfig {
+    fn check_follow(&self) -> Result<(), Error> {
+        let error = |code, message: &str, hint: &str| {
+            Err(Error::new(ErrorKind::Config, code, message, hint))
+        };
+        if self.follow == Following::Nobody && self.replicated {
+            let message = "replicated without a directory to follow.";
+            return error("KS-CFG-010", message, "say whose: follow=\"siblings\" or [paths].");
+        }
+        if self.follow != Following::Nobody && self.engine == EngineKind::Sim {
+            let message = "a simulated disk follows no directory.";
+            return error("KS-CFG-011", message, "leave follow= out, or choose another engine.");
+        }
+        if self.follow == Following::Paths(Vec::new()) {
+            let message = "no path to follow.";
+            return error("KS-CFG-012", message, "name directories, or leave follow= out.");
+        }
+        Ok(())
     }
 }
 
@@ -261,7 +300,7 @@ impl StoreConfig {
             let hint = "join some into one volume (LVM or md striping).";
             return Err(Error::new(ErrorKind::Config, "KS-CFG-007", message, hint));
         }
-        Ok(())
+        ssd.check_follow()
     }
 
     /// SSD slots of all devices, for frames of this stride.

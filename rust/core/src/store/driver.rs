@@ -7,6 +7,7 @@
 use super::Store;
 use super::attach::{Next, Phase, PhaseCell};
 use crate::io::{Completion, Engine, Request};
+use crate::ssd::changes::Changes;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError, Weak};
@@ -22,6 +23,9 @@ pub(super) struct Driver {
     /// There once the tier's files are.
     engine: OnceLock<Box<dyn Engine>>,
     pub(super) phase: PhaseCell,
+    /// Where followers hear of table pages that were written, for each device; none where there
+    /// are none.
+    changes: Mutex<Vec<Option<Changes>>>,
     /// Callers that wait for the tier; a step that finds none wakes nobody.
     waiting: AtomicU64,
     steps: Mutex<u64>,
@@ -45,6 +49,27 @@ impl Driver {
     pub(super) fn submit(&self, requests: &[Request]) {
         if let Some(engine) = self.engine().filter(|_| !requests.is_empty()) {
             engine.submit(requests);
+        }
+    }
+
+    /// From now on it is told which pages were written.
+    pub(super) fn set_changes(&self, changes: Vec<Option<Changes>>) {
+        *self.changes.lock().unwrap_or_else(PoisonError::into_inner) = changes;
+    }
+
+    /// Tells followers of pages; before what was to come after their writes is submitted. Where
+    /// that can't be done they are told so, and nobody is troubled any more.
+    fn tell_followers(&self, changed: &[(usize, Vec<u32>)]) {
+        if changed.is_empty() {
+            return;
+        }
+        let mut changes = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
+        for (device, pages) in changed {
+            let Some(of_device) = changes.get_mut(*device) else { continue };
+            if of_device.as_mut().is_some_and(|changes| changes.enter(pages).is_err()) {
+                // A head that stands still is noticed too, only later.
+                let _ = of_device.take().map(Changes::give_up);
+            }
         }
     }
 
@@ -112,14 +137,21 @@ impl Store {
                 let done = keeper.step(parts, &mut completions, &mut requests, budget);
                 let done = done && drained && keeper.refill(parts, budget);
                 let now_us = parts.clock.now_us();
-                let next_us = keeper.tier.as_mut().map_or(u64::MAX, |tier| tier.next_at(now_us));
-                (done, Duration::from_micros(next_us.saturating_sub(now_us).min(TICK_US)))
+                let tier = keeper.tier.as_mut();
+                let (next_us, changed) = tier.map_or((u64::MAX, Vec::new()), |tier| {
+                    (tier.next_at(now_us), tier.take_changed())
+                });
+                let wait_us = next_us.saturating_sub(now_us).min(TICK_US);
+                (done, Duration::from_micros(wait_us), changed)
             });
+            if let Some((_, _, changed)) = &done {
+                driver.tell_followers(changed);
+            }
             driver.submit(&requests);
             requests.clear();
             match done {
-                Some((false, _)) => {}
-                Some((true, wait)) => break wait,
+                Some((false, ..)) => {}
+                Some((true, wait, _)) => break wait,
                 None => break Duration::from_micros(TICK_US),
             }
         };

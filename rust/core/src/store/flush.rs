@@ -178,6 +178,9 @@ impl Store {
             return Closed { written: 0, left: self.parts.counters.resident_now(epoch).0 };
         };
         let deadline_us = self.deadline_us(timeout);
+        if let Some(follow) = &self.parts.follow {
+            follow.stop();
+        }
         self.drain();
         if !self.wait_until_taken(deadline_us) {
             driver.stop();
@@ -237,7 +240,11 @@ impl Store {
 impl Drop for Store {
     fn drop(&mut self) {
         let Some(driver) = self.driver.take() else { return };
-        if self.forks == crate::arena::fork_count() {
+        let ours = self.forks == crate::arena::fork_count();
+        if let Some(follow) = &self.parts.follow {
+            if ours { follow.stop() } else { follow.forget() }
+        }
+        if ours {
             driver.stop();
         } else {
             // The threads are the parent's: nothing of them is here to be ended.

@@ -44,31 +44,58 @@ impl Store {
         self.check()?;
         check_count(keys, out)?;
         let run = self.look_up(keys);
-        let mut expected = 0;
         for (i, entry) in run.iter().enumerate() {
-            let len = self.parts.directory.len_of(entry).unwrap_or(0);
-            check_row(out.row_bytes(i), len)?;
-            expected += len as usize;
+            check_row(out.row_bytes(i), self.parts.directory.len_of(entry).unwrap_or(0))?;
         }
+        if self.follows() && run.len() < keys.len() {
+            self.check_followed_rows(keys, run.len(), out)?;
+        }
+        let mut done = self.get_own(keys, 0, run, out, until_us);
+        // Runs of one's own and of followed directories by turns.
+        while self.follows() && done < keys.len() {
+            let fetched = self.get_followed(keys, done, out, until_us);
+            add(&self.parts.counters.hits, fetched as u64);
+            done += fetched;
+            if fetched == 0 {
+                break;
+            }
+            let run = self.look_up(&keys[done..]);
+            done += self.get_own(keys, done, run, out, until_us);
+        }
+        add(&self.parts.counters.misses, (keys.len() - done) as u64);
+        Ok(done)
+    }
+
+    /// Copies the run of one's own that begins at `from` to its rows; how many blocks.
+    fn get_own(
+        &self,
+        keys: &[Key],
+        from: usize,
+        run: Vec<Entry>,
+        out: &mut RowsMut<'_>,
+        until_us: u64,
+    ) -> usize {
         let (all_in_ram, reach) = (run.iter().all(|entry| entry.in_ram), Reach::Past);
         let (begun, mut bytes) = (Instant::now(), 0);
         // Where some are still on their way, the others are copied meanwhile.
-        let copies = Copies::new(&self.parts.arena, out, run.len(), all_in_ram.then_some(expected));
+        let lens = run.iter().filter_map(|entry| self.parts.directory.len_of(entry));
+        let expected = all_in_ram.then(|| lens.map(|len| len as usize).sum());
+        let copies = Copies::new(&self.parts.arena, out, run.len(), expected);
         let read = |i: usize, block: Bytes<'_>| {
-            let copied = copies.take(&block, i);
+            let copied = copies.take(&block, from + i);
             bytes += copied.unwrap_or(0);
             copied.is_some()
         };
-        let (run, _) =
-            self.deliver(keys, run, GET_PINS_MAX, Way { reach, until_us }, read, |pins| {
-                copies.make();
-                for slot in pins.drain(..) {
-                    self.parts.directory.unpin(slot);
-                }
-            });
-        self.count_delivered(keys.len(), &run, bytes);
+        let way = Way { reach, until_us };
+        let (run, _) = self.deliver(&keys[from..], run, GET_PINS_MAX, way, read, |pins| {
+            copies.make();
+            for slot in pins.drain(..) {
+                self.parts.directory.unpin(slot);
+            }
+        });
+        self.count_delivered(run.len(), &run, bytes);
         self.count_rate(all_in_ram, bytes, begun);
-        Ok(run.len())
+        run.len()
     }
 
     /// Copies each block that is there to its row, whatever came before it.
@@ -128,7 +155,9 @@ impl Store {
             round.iter().for_each(|entry| directory.unpin(entry.slot));
         }
         drop(inside);
-        self.count_delivered(keys.len(), &touched, bytes);
+        let fetched = self.get_each_followed(keys, &mut done, out);
+        add(&self.parts.counters.hits, fetched as u64);
+        self.count_delivered(keys.len() - fetched, &touched, bytes);
         self.count_rate(all_in_ram, bytes, begun);
         Ok(done)
     }

@@ -74,6 +74,7 @@ impl Store {
     /// Closed; Capacity where fewer than `min_blocks` are there.
     pub fn lease(self: &Arc<Self>, keys: &[Key], min_blocks: usize) -> Result<Lease, Error> {
         self.check()?;
+        self.bring_home(keys);
         let (lease, run) = self.pin_run(keys);
         if run.len() < min_blocks {
             drop(lease);

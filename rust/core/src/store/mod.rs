@@ -14,6 +14,7 @@ mod clock;
 mod config;
 mod driver;
 mod flush;
+mod follow;
 mod gate;
 mod gc;
 mod get;
@@ -42,8 +43,8 @@ mod tests;
 pub use crate::arena::{COPY_THREADS_MAX, Numa, Prefault, Rows, RowsMut};
 pub use crate::event::{Event, EventKind};
 pub use config::{
-    BLOCK_BYTES_MAX, DEVICES_MAX, EngineKind, FRAMES_MAX, OnLocked, PolicyKind, SsdConfig,
-    SsdPlace, StoreConfig,
+    BLOCK_BYTES_MAX, DEVICES_MAX, EngineKind, FRAMES_MAX, Following, OnLocked, PolicyKind,
+    SsdConfig, SsdPlace, StoreConfig,
 };
 pub use gc::{StoreDirectory, directories, remove_directory};
 pub use inspect::{Contents, Inspected, Snapshot, SnapshotStats, Verified, inspect, verify};
@@ -67,6 +68,7 @@ use crate::stats::{Counters, SsdStats, Stats, add, read};
 use attach::Attach;
 use clock::Clock;
 use driver::Driver;
+use follow::Follow;
 use gate::Gate;
 use keeper::{Apart, Budget, Keeper};
 use open::{Below, Found};
@@ -85,6 +87,7 @@ pub(crate) struct Parts {
     clock: Clock,
     arena: Arc<Arena>,
     staging: Option<tier::Staging>,
+    follow: Option<Arc<Follow>>,
     /// Frames kept free ahead of need.
     reserve: u32,
     /// A device is left alone: what is only there can't be had.
@@ -194,6 +197,7 @@ impl Store {
                 clock: Clock::new(config.manual_clock),
                 arena,
                 staging: below.staging,
+                follow: below.follow,
                 reserve: if config.deterministic { 0 } else { reserve(frames) },
                 away: AtomicBool::new(false),
             },
@@ -463,7 +467,11 @@ impl Store {
         stats.fallbacks.extend(notes.iter().cloned());
         let (engine, direct) =
             driver.engine().map_or(("", false), |engine| (engine.name(), engine.direct()));
-        stats.ssd = Some(SsdStats { engine, direct, ..ssd });
+        let mut ssd = SsdStats { engine, direct, ..ssd };
+        if let Some(follow) = &self.parts.follow {
+            follow.tell(&mut ssd, &mut stats.fallbacks);
+        }
+        stats.ssd = Some(ssd);
     }
 
     /// For tests: panics under the keeper's lock. The store is poisoned afterwards.

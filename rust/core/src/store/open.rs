@@ -4,6 +4,7 @@
 //! wait.
 
 use super::driver::Driver;
+use super::follow::Follow;
 use super::simulated::{FILES_A_DEVICE, SimWorld, simulated};
 use super::tier::{self, DevicePlace, FEW_PAGES, Geometry, PAGES_MAX, Tier};
 use super::wait::open_directory;
@@ -99,6 +100,8 @@ pub(super) enum Files {
 pub(super) struct Ground {
     pub(super) files: Files,
     pub(super) lock: Option<LockGuard>,
+    /// The hint for followers, where there is one.
+    pub(super) changes: Option<OwnedFd>,
     pub(super) superblock: Super,
     /// The table holds nothing yet.
     pub(super) fresh: bool,
@@ -187,6 +190,7 @@ fn survey_one(
     Ok(Ground {
         files: Files::Real(opened.files),
         lock: opened.lock,
+        changes: opened.changes,
         superblock,
         fresh,
         notes,
@@ -332,6 +336,7 @@ pub(super) struct Below {
     pub(super) driver: Option<Arc<Driver>>,
     /// Memory for table pages on their way.
     pub(super) bounce: Option<Arc<Arena>>,
+    pub(super) follow: Option<Arc<Follow>>,
 }
 
 impl Below {
@@ -344,6 +349,7 @@ impl Below {
             staging: Some(tier::Staging { arena, frames: Frames::new(staged) }),
             driver: Some(Arc::default()),
             bounce: Some(bounce(config.deterministic, ssd.places().count() as u32)?),
+            follow: Follow::open(config, stride_bytes),
         })
     }
 }

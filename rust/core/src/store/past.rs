@@ -67,8 +67,9 @@ pub(super) struct PastRam<'a> {
 enum Step {
     /// It is there, and pinned.
     Pinned(Slot),
-    /// Its key is being written for an earlier block of the batch.
-    Again,
+    /// Its key is being written for an earlier block of the batch, or stands in a followed
+    /// directory that spares this one the write.
+    Elsewhere,
     Writing(Ticket),
 }
 
@@ -309,7 +310,7 @@ impl Store {
                 };
                 match step {
                     Step::Pinned(slot) => pins.push(slot),
-                    Step::Again => {}
+                    Step::Elsewhere => {}
                     Step::Writing(ticket) => {
                         if !self.wait_for_ticket(&ticket, deadline_us) {
                             break;
@@ -364,8 +365,8 @@ impl Store {
             let there = directory.find_one(*key).filter(|entry| entry.resident);
             if let Some(entry) = there.filter(|e| directory.pin(e.slot, e.generation)) {
                 out.push_back((next, Step::Pinned(entry.slot)));
-            } else if out.iter().any(twice) {
-                out.push_back((next, Step::Again));
+            } else if out.iter().any(twice) || self.is_replica(key) {
+                out.push_back((next, Step::Elsewhere));
             } else {
                 let Some(frame) = staging.frames.take_one() else { return next };
                 let parent =
@@ -386,6 +387,16 @@ impl Store {
         next
     }
 
+    /// Whether a followed directory has the block, so that it is not written here.
+    fn is_replica(&self, key: &Key) -> bool {
+        let follow = self.parts.follow.as_ref().filter(|follow| follow.is_replicated());
+        let replica = follow.is_some_and(|follow| follow.holds(key));
+        if replica {
+            self.with_tier(|tier, _| tier.stats.replica_skips += 1);
+        }
+        replica
+    }
+
     /// Gives up a block; 1 where it was stored already.
     fn drop_step(&self, step: Step, pins: &mut Vec<Slot>) -> u64 {
         match step {
@@ -394,7 +405,7 @@ impl Store {
                 pins.push(ticket.pinned());
                 return u64::from(ticket.stored());
             }
-            Step::Writing(_) | Step::Again => {}
+            Step::Writing(_) | Step::Elsewhere => {}
         }
         0
     }

@@ -140,6 +140,23 @@ impl Store {
         Ok(leading)
     }
 
+    /// Stores a block read elsewhere where that takes no wait and no dirty block's place; it
+    /// counts as put.
+    pub(super) fn put_at_once(&self, key: Key, parent: Option<Key>, bytes: &[u8]) {
+        let options = PutOptions { parent, ..PutOptions::default() };
+        let keys = [key];
+        let mut round = Round::new(self, &keys, &options, self.parts.directory.epoch());
+        let leading = round.run(&Rows::list(&[bytes])) as u64;
+        let (stored, duplicates) = (round.stored, round.duplicates);
+        drop(round);
+        self.tidy(1);
+        let counters = &self.parts.counters;
+        add(&counters.puts, stored);
+        add(&counters.put_duplicate, duplicates);
+        add(&counters.put_present, leading.saturating_sub(stored + duplicates));
+        add(&counters.put_short, 1 - leading);
+    }
+
     /// Waits, holding nothing, until something more can leave RAM: for as many blocks as are
     /// wanted or `CLEAN_AT_ONCE`, as long as some are under way. False where nothing will, or not
     /// in time.

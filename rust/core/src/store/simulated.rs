@@ -85,6 +85,7 @@ pub(super) fn simulated(
     Ok(Ground {
         files: Files::Sim(Arc::clone(disk)),
         lock: None,
+        changes: None,
         superblock,
         fresh,
         notes: Vec::new(),

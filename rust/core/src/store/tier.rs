@@ -290,7 +290,7 @@ impl Tier {
                 let device = &mut self.devices[begun.device];
                 device.bounce_free.push(frame);
                 device.table.done(page, whole, with.now_us);
-                device.syncing.wrote_page(whole);
+                device.syncing.wrote_page(page, whole);
                 self.stats.page_writes += u64::from(whole);
             }
             Job::Super => self.end_super(begun.device, with.now_us, begun.frame, whole),
@@ -349,9 +349,10 @@ impl Tier {
 
     /// Changes whenever a block may be able to leave RAM that was not before.
     pub(super) fn progress(&self) -> u64 {
-        let SsdStats { writes, writes_lost, promotions, lost, refused, breaker_opened, .. } =
+        let SsdStats { writes, writes_lost, promotions, lost, refused, replica_skips, .. } =
             self.stats;
-        writes + writes_lost + promotions + lost + refused + breaker_opened
+        let given_up = lost + refused + replica_skips + self.stats.breaker_opened;
+        writes + writes_lost + promotions + given_up
     }
 
     /// For the keeper: a block came to RAM, dirty.

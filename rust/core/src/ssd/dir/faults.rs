@@ -161,6 +161,12 @@ pub(super) fn nothing_there(path: &Path, missing: &str) -> Error {
     Error::new(ErrorKind::Config, "KS-CFG-301", message, hint).with("path", path.display())
 }
 
+/// Another directory has the name by now.
+#[cold]
+pub(crate) fn replaced(path: &Path) -> Error {
+    nothing_there(path, "it was replaced while it was opened")
+}
+
 /// The root is there and is no directory.
 #[cold]
 pub(super) fn root_is_no_directory(root: &Path) -> Error {

@@ -148,7 +148,7 @@ impl<'a> Folder<'a> {
         written
     }
 
-    fn make(&self, name: &str) -> Result<OwnedFd, Error> {
+    pub(super) fn make(&self, name: &str) -> Result<OwnedFd, Error> {
         let how = OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         openat(self.folder, name, OFlags::RDWR | how, FILE_MODE)
             .map_err(|errno| failed("create", &self.path.join(name), errno))

@@ -7,7 +7,7 @@
 use super::SUPER;
 use super::faults::failed;
 use super::lock::{LOCK, is_locked};
-use super::place::{is_member, unhex};
+use super::place::{hex, is_member, unhex};
 use super::remove::member_of;
 use crate::error::Error;
 use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, Stat, fstat, openat, statat};
@@ -83,6 +83,18 @@ pub(crate) fn list_all(root: &Path) -> Result<Vec<Listed>, Error> {
         }
     }
     found.sort_by(|a, b| (a.fingerprint, &a.name).cmp(&(b.fingerprint, &b.name)));
+    Ok(found)
+}
+
+/// The members under a fingerprint, by name; none where nobody has made one.
+pub(crate) fn members(root: &Path, fingerprint: &[u8; 16]) -> Result<Vec<String>, Error> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let top =
+        openat(CWD, root, flags, Mode::empty()).map_err(|errno| failed("open", root, errno))?;
+    let middle = openat(&top, hex(fingerprint), flags | OFlags::NOFOLLOW, Mode::empty());
+    let mut found = middle.map_or_else(|_| Vec::new(), |middle| names(middle.as_fd()));
+    found.retain(|name| is_member(name));
+    found.sort();
     Ok(found)
 }
 

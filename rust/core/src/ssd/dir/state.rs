@@ -7,7 +7,7 @@
 use super::faults::{broken, failed, newer, other_layout};
 use super::files::{Files, Folder, sync_folder};
 use super::lock::LOCK;
-use super::{DirConfig, Notes, SUPER, Shape, TABLE, place, slots_name, slots_number};
+use super::{CHANGES, DirConfig, Notes, SUPER, Shape, TABLE, place, slots_name, slots_number};
 use crate::error::Error;
 use crate::ssd::format::{self, Broken, Super};
 use std::fs::File;
@@ -16,6 +16,8 @@ use std::io::Read;
 pub(super) const LAYOUT: &str = "layout.json";
 /// The next `layout.json`, until it is whole.
 const LAYOUT_NEW: &str = "layout.json.new";
+/// Every name of ours but those of slots files, and what each directory has.
+const OURS: [&str; 8] = [".", "..", LOCK, SUPER, TABLE, CHANGES, LAYOUT, LAYOUT_NEW];
 /// Entries looked at when a directory is surveyed; more are somebody else's.
 const ENTRIES_MAX: usize = 100_000;
 /// Foreign files that are named in the warning.
@@ -61,7 +63,7 @@ pub(super) fn survey(at: &Folder<'_>) -> Result<Survey, Error> {
         let name = entry.file_name().to_string_lossy();
         if let Some(file) = slots_number(&name) {
             survey.slots_files.push(file);
-        } else if ![".", "..", LOCK, SUPER, TABLE, LAYOUT, LAYOUT_NEW].contains(&&*name) {
+        } else if !OURS.contains(&&*name) {
             survey.foreign_count += 1;
             if survey.foreign.len() < FOREIGN_SHOWN_MAX {
                 survey.foreign.push(format!("{name:?}"));
@@ -179,7 +181,7 @@ pub(super) fn ours(at: &Folder<'_>) -> Result<Vec<String>, Error> {
         .map(slots_name);
     let mut names = vec![TABLE.to_owned()];
     names.extend(slots_files);
-    names.extend([LAYOUT, LAYOUT_NEW, SUPER].map(str::to_owned));
+    names.extend([CHANGES, LAYOUT, LAYOUT_NEW, SUPER].map(str::to_owned));
     Ok(names)
 }
 

@@ -1,5 +1,6 @@
 //! Tests of the directory on disk, over real files.
 
+mod hints;
 mod reclaiming;
 mod removal;
 mod room;
@@ -289,7 +290,7 @@ fn a_failed_open_leaves_nothing_behind() {
     assert_eq!((error.kind, error.code), (ErrorKind::Config, "KS-CFG-305"));
     assert!(error.message.contains(&capacity_of(1).to_string()), "{error}");
     assert!(!root.0.exists());
-    let config = DirConfig { slots_a_file: 1, ..root.config(format::SLOTS_FILES_MAX + 1) };
+    let config = DirConfig { slots_a_file: 1, ..root.config(format::SLOTS_FILES_MAX + 100) };
     assert_eq!(refusal(&config), (ErrorKind::Config, "KS-CFG-306"));
     assert!(!root.0.exists(), "{:?}", root.tree());
     let opened = open(&DirConfig { capacity_bytes: capacity_of(1), ..config }).expect("open");

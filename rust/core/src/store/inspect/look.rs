@@ -1,6 +1,6 @@
 //! A member's directory, open to be read: its SUPER, its table, its payloads.
 //!
-//! Owns: the reads, the buffer they need, and what a page that does not check is worth. Never does:
+//! Owns: what is read where, and what a page that does not check is worth. Never does:
 //! write, take a lock, or trust a number that `format` has not checked. Invariants: every read is
 //! bounded by the buffer it goes to; the owner may be writing meanwhile, so what does not check is
 //! looked at again before it counts.
@@ -10,10 +10,10 @@ use crate::error::Error;
 use crate::io::{IO_ALIGN_BYTES, digest};
 use crate::ssd::dir::{self, DirConfig};
 use crate::ssd::format::{self, PAGE_BYTES, RECORDS_A_PAGE, Record, SUPER_BYTES, Super, tag_bytes};
+use crate::ssd::reads::{Buffer, read_all};
 use crate::units::SsdSlot;
 use std::fs::{File, OpenOptions};
-use std::io;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -29,25 +29,6 @@ const TRIES: u32 = 4;
 const TRY_AGAIN: Duration = Duration::from_millis(1);
 /// After so many unreadable pages the table is broken, not busy: no more waiting.
 const PATIENCE_PAGES: u32 = 64;
-/// Signals that may come during one read.
-const INTERRUPTS_MAX: u32 = 16;
-
-/// Memory that direct reads can go to.
-#[derive(Default)]
-pub(super) struct Buffer(Vec<u8>);
-
-impl Buffer {
-    /// The first `len` bytes, made if they are not there.
-    pub(super) fn get(&mut self, len: usize) -> &mut [u8] {
-        let align = IO_ALIGN_BYTES as usize;
-        let whole = len.next_multiple_of(align) + align;
-        if self.0.len() < whole {
-            self.0 = vec![0; whole];
-        }
-        let start = self.0.as_ptr().align_offset(align);
-        &mut self.0[start..start + len]
-    }
-}
 
 /// What a payload turned out to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -205,28 +186,6 @@ fn try_often<T>(tries: u32, mut work: impl FnMut() -> Option<T>) -> Option<T> {
         std::thread::sleep(TRY_AGAIN);
     }
     work()
-}
-
-/// Reads until the buffer is full, the file ends or a direct read can't go on; how many bytes.
-fn read_all(file: &File, offset: u64, into: &mut [u8]) -> io::Result<usize> {
-    let (mut moved, mut interrupts) = (0, 0);
-    while moved < into.len() {
-        match file.read_at(&mut into[moved..], offset + moved as u64) {
-            Ok(0) => break,
-            Ok(some) => moved += some,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {
-                interrupts += 1;
-                if interrupts == INTERRUPTS_MAX {
-                    return Err(error);
-                }
-            }
-            Err(error) => return Err(error),
-        }
-        if !moved.is_multiple_of(IO_ALIGN_BYTES as usize) {
-            break;
-        }
-    }
-    Ok(moved)
 }
 
 /// The walk over a table.

@@ -6,12 +6,13 @@
 //! overwrite, are still found: the view is frozen. What was cleared or durably removed before
 //! `open` was called is not in it.
 
-use super::look::{Buffer, Look, Payload};
+use super::look::{Look, Payload};
 use super::{members, no_store, too_many};
 use crate::arena::RowsMut;
 use crate::error::Error;
 use crate::key::Key;
 use crate::ssd::format::{Record, epoch_of};
+use crate::ssd::reads::Buffer;
 use crate::store::get::{check_count, check_row};
 use crate::units::SsdSlot;
 use std::collections::HashMap;

@@ -4,10 +4,11 @@
 //! was about to change. Invariants: one payload in memory at a time; at most `SUSPECTS_MAX` blocks
 //! wait for their second look; a block counts once, under one heading.
 
-use super::look::{Buffer, Look, Payload};
+use super::look::{Look, Payload};
 use super::{Member, members, no_store};
 use crate::error::Error;
 use crate::ssd::format::Record;
+use crate::ssd::reads::Buffer;
 use crate::ssd::recover::plan;
 use crate::ssd::table::FLUSH_US;
 use crate::units::SsdSlot;

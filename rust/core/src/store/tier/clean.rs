@@ -86,7 +86,7 @@ impl Tier {
                     self.plan.push((slot, generation));
                     return Pick::Again;
                 }
-                if self.is_to_clean(with, slot, generation) {
+                if self.is_to_clean(with, slot, generation) && !self.is_replica(with, slot) {
                     return Pick::Block(slot);
                 }
             }
@@ -131,10 +131,26 @@ impl Tier {
             };
             // What its user gave up leaves unwritten.
             let retired = self.flushing == 0 && with.policy.is_retired(slot);
-            if with.parts.directory.is_dirty(slot) && !retired {
+            let dirty = with.parts.directory.is_dirty(slot) && !retired;
+            if dirty && !self.is_replica(with, slot) {
                 return Pick::Block(slot);
             }
         }
+    }
+
+    /// Whether a followed directory has the block: then it may leave RAM unwritten.
+    fn is_replica(&mut self, with: &mut With<'_>, slot: Slot) -> bool {
+        let follow = with.parts.follow.as_ref().filter(|follow| follow.is_replicated());
+        let key = with.parts.directory.describe(slot).0;
+        if !follow.is_some_and(|follow| follow.holds(&key)) {
+            return false;
+        }
+        if !self.refused.get(slot) {
+            self.refused.set(slot, true);
+            self.stats.replica_skips += 1;
+            with.policy.wake(slot);
+        }
+        true
     }
 
     /// Whether the last block of the plan has a dirty parent.

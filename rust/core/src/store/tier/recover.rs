@@ -132,8 +132,11 @@ impl Tier {
     /// meanwhile may still be there.
     pub(in crate::store) fn leave_behind(&mut self) -> Vec<bool> {
         let supers = || self.devices.iter().map(|device| &device.superblock);
-        let misses = |this: &Superblock| supers().any(|other| this.misses(other));
-        let behind: Vec<bool> = supers().map(misses).collect();
+        let misses = |(at, this): (usize, &Superblock)| {
+            let others = supers().enumerate().filter(|(other, _)| *other != at);
+            others.into_iter().any(|(_, other)| this.misses(other))
+        };
+        let behind: Vec<bool> = supers().enumerate().map(misses).collect();
         for (device, behind) in self.devices.iter_mut().zip(&behind) {
             device.behind = *behind;
         }

@@ -133,6 +133,8 @@ pub(super) struct Syncing {
     broken: bool,
     done: u64,
     failed: u64,
+    /// Table pages whose writes have ended since they were last taken: a hint for followers.
+    changed: Vec<u32>,
 }
 
 impl Syncing {
@@ -145,7 +147,8 @@ impl Syncing {
         self.wanted()
     }
 
-    pub(super) fn wrote_page(&mut self, whole: bool) {
+    pub(super) fn wrote_page(&mut self, page: u32, whole: bool) {
+        self.changed.push(page);
         if !whole && self.wanted() {
             self.failed = self.asked;
         }
@@ -249,6 +252,13 @@ impl Tier {
     pub(in crate::store) fn sync_round(&self, mine: u64) -> Round {
         let syncs = self.devices.iter().map(|device| &device.syncing);
         all_of(syncs.map(|it| round(mine, it.done, it.failed)))
+    }
+
+    /// Table pages whose writes have ended since the last call, by device.
+    pub(in crate::store) fn take_changed(&mut self) -> Vec<(usize, Vec<u32>)> {
+        let devices = self.devices.iter_mut().enumerate();
+        let changed = devices.map(|(at, it)| (at, std::mem::take(&mut it.syncing.changed)));
+        changed.filter(|(_, pages)| !pages.is_empty()).collect()
     }
 
     /// After a failed sync nobody knows what the disk has of the pages: all are written again.
