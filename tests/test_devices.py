@@ -179,6 +179,18 @@ def test_all_devices_are_warm_after_a_kill(tmp_path: Path) -> None:
         store._validate()
 
 
+def test_a_sibling_over_the_same_devices_is_followed(tmp_path: Path) -> None:
+    roots = [tmp_path / "a", tmp_path / "b"]
+    with open_over(*roots) as owner:
+        assert put(owner, range(CHAIN)) == CHAIN
+        assert owner.flush(timeout_s=60) == 0
+        with open_over(*roots, member="1", follow="siblings") as store:
+            assert store.match(keys_of(range(CHAIN))).followed == CHAIN
+            assert there(store, range(CHAIN)) == list(range(CHAIN))
+            assert store.stats().followed_members == 2
+            store._validate()
+
+
 def test_a_locked_device_gives_the_others_back(tmp_path: Path) -> None:
     roots = [tmp_path / "a", tmp_path / "b"]
     with open_over(roots[1]):
