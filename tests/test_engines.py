@@ -59,6 +59,15 @@ with open_store(sys.argv[1]) as store:
     assert len(there(store, range(40))) == 40
 """
 
+REGISTERED = """
+import keystow, sys
+from disk import LAYOUT
+device = keystow.Ssd(sys.argv[1], "1MiB", engine="uring")
+with keystow.Store(LAYOUT, ram="8MiB", prefault="now", ssd=device) as store:
+    print(store.stats().ssd_registered_bytes)
+"""
+MANY = range(8 << 20, 1 << 30)
+
 FORCED = """
 import keystow
 from disk import open_store
@@ -116,6 +125,15 @@ def test_a_ring_that_is_asked_for_and_denied_is_an_error(tmp_path: Path) -> None
 def test_registration_denied_is_no_reason(tmp_path: Path) -> None:
     skip_without_ring()
     assert run(tmp_path, denying(errno.EPERM, "[427]") + WORK) == "uring"
+    assert run(tmp_path, denying(errno.EPERM, "[427]") + REGISTERED) == "0"
+
+
+def test_what_is_registered_is_told(tmp_path: Path) -> None:
+    skip_without_ring()
+    # All of the arena at least, where nothing forbids it.
+    assert int(run(tmp_path, denying(errno.EPERM, "[]") + REGISTERED)) in (0, *MANY)
+    with open_store(tmp_path / "pool", engine="pool") as store:
+        assert store.stats().ssd_registered_bytes == 0
 
 
 def test_no_locked_memory_is_no_reason(tmp_path: Path) -> None:

@@ -220,6 +220,7 @@ class Stats:
     ssd_engine: Final[Literal["pool", "sim", ""]]
     ssd_direct: Final[bool]
     ssd_unclean: Final[bool]
+    ssd_registered_bytes: Final[int]
     ssd_devices: Final[int]
     ssd_devices_away: Final[int]
     ssd_slots_total: Final[int]

@@ -97,6 +97,8 @@ pub struct SsdStats {
     pub engine: &'static str,
     /// Whether transfers bypass the page cache.
     pub direct: bool,
+    /// Memory registered with the kernel for transfers, once for each device.
+    pub registered_bytes: u64,
     /// Devices of the tier.
     pub devices: u64,
     /// Of them left alone after too many faults.

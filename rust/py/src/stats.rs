@@ -165,6 +165,9 @@ stats! {
         copies_shared,
     }
     ssd {
+        /// Bytes of memory registered with the kernel for transfers, once for each device; 0
+        /// where the limit of locked memory forbids it (``ulimit -l``), and without io_uring.
+        ssd_registered_bytes: registered_bytes,
         /// Devices of the tier.
         ssd_devices: devices,
         /// Of them left alone after too many faults; which, is in ``fallbacks``.

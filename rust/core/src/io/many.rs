@@ -77,4 +77,8 @@ impl Engine for Many {
     fn direct(&self) -> bool {
         self.engines.iter().all(|(_, engine)| engine.direct())
     }
+
+    fn registered_bytes(&self) -> u64 {
+        self.engines.iter().map(|(_, engine)| engine.registered_bytes()).sum()
+    }
 }

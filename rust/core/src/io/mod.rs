@@ -119,6 +119,11 @@ pub(crate) trait Engine: Send + Sync {
 
     /// Whether transfers bypass the page cache.
     fn direct(&self) -> bool;
+
+    /// Memory that the kernel keeps mapped for transfers: they save its doing so each time.
+    fn registered_bytes(&self) -> u64 {
+        0
+    }
 }
 
 /// XXH3-128 of `bytes`.

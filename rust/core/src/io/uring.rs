@@ -19,7 +19,7 @@ mod transfer;
 use std::fmt;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -175,6 +175,10 @@ impl Engine for Uring {
 
     fn direct(&self) -> bool {
         self.direct
+    }
+
+    fn registered_bytes(&self) -> u64 {
+        self.shared.registered_bytes.load(Ordering::Relaxed)
     }
 }
 

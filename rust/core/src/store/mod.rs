@@ -465,9 +465,11 @@ impl Store {
         drop(keeper);
         let notes = self.notes.lock().unwrap_or_else(PoisonError::into_inner);
         stats.fallbacks.extend(notes.iter().cloned());
-        let (engine, direct) =
-            driver.engine().map_or(("", false), |engine| (engine.name(), engine.direct()));
-        let mut ssd = SsdStats { engine, direct, ..ssd };
+        let mut ssd = ssd;
+        if let Some(engine) = driver.engine() {
+            (ssd.engine, ssd.direct) = (engine.name(), engine.direct());
+            ssd.registered_bytes = engine.registered_bytes();
+        }
         if let Some(follow) = &self.parts.follow {
             follow.tell(&mut ssd, &mut stats.fallbacks);
         }
