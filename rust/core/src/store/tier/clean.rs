@@ -65,7 +65,7 @@ impl Tier {
     fn upcoming(&mut self, with: &mut With<'_>) -> Option<Slot> {
         let idle = self.jobs.is_empty()
             && with.now_us.saturating_sub(self.last_request_us) >= IDLE_US
-            && self.devices.slots_free() > 0;
+            && self.any_room(with.now_us);
         let within = self.clean_ahead(with);
         let needed = with.policy.upcoming(within);
         needed.or_else(|| idle.then(|| with.policy.upcoming(u64::MAX)).flatten())
@@ -206,7 +206,7 @@ impl Tier {
         let wanted = self.spread.device(slot);
         let Some((ssd, probe)) = self.take_slot(with, wanted, false, budget) else {
             self.stats.no_slot += 1;
-            self.redo.push_front((slot, generation_of));
+            self.plan.push((slot, generation_of));
             return false;
         };
         let Some(moving) = with.parts.directory.begin_clean(slot) else {

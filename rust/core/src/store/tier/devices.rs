@@ -82,6 +82,11 @@ impl Device {
         (may && (has_room || urgent)).then_some(trust == Trust::Probe)
     }
 
+    /// Whether it has had writes for longer than one may take.
+    pub(super) fn is_stalled(&self, now_us: u64, timeout_us: u64) -> bool {
+        self.writing.count > 0 && now_us.saturating_sub(self.completed_us) > timeout_us
+    }
+
     pub(super) fn is_trusted(&self, now_us: u64) -> bool {
         self.breaker.trust(now_us) != Trust::Nothing
     }

@@ -69,6 +69,31 @@ fn nothing_leaves_while_another_device_has_room() {
     valid(&store);
 }
 
+/// Free slots of a device that is left alone are no room.
+#[test]
+fn a_copy_ahead_of_need_pushes_nothing_out_where_a_device_is_lost() {
+    let store = open_several(40, 24, 2);
+    lose(&store, 1, EIO);
+    let fill = |chains: std::ops::Range<u64>, rest_us| {
+        for chain in chains {
+            assert_eq!(put(&store, chain * 6..chain * 6 + 6), 6);
+            store.step(rest_us);
+        }
+    };
+    fill(0..4, 2_000_000);
+    assert_eq!(ssd(&store).state, "degraded");
+    assert_eq!(blocks_of_each(&store)[0], 24);
+    // The next to leave RAM are clean: nothing need be written, though the disk is idle, but the
+    // chain of the one probe that falls into this time.
+    fill(4..8, 200_000);
+    let evictable = store.stats().blocks - store.stats().blocks_ram;
+    assert_eq!((ssd(&store).evictions + evictable, ssd(&store).evictions), (8, 6));
+    assert_eq!(blocks_of_each(&store)[0], 24);
+    let waiting = store.with_tier(|tier, _| tier.waiting_to_clean());
+    assert!(waiting <= Some(12), "{waiting:?}: looked at again and again, kept once");
+    valid(&store);
+}
+
 #[test]
 fn what_a_lost_device_had_is_warm_again_after_one_recompute() {
     for mishap in [EIO, Mishap::Hang] {

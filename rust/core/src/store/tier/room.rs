@@ -25,6 +25,16 @@ impl Tier {
         (0..self.devices.len()).any(|device| self.ready(device, now_us, urgent).is_some())
     }
 
+    /// Whether a device has a free slot and can take a block, now or once it has ended another.
+    pub(super) fn any_room(&self, now_us: u64) -> bool {
+        let timeout_us = self.geometry.io_timeout_us;
+        (0..self.devices.len()).any(|at| {
+            let device = &self.devices[at];
+            let may = self.ready(at, now_us, true).is_some();
+            device.slots.free() > 0 && may && !device.is_stalled(now_us, timeout_us)
+        })
+    }
+
     /// Whether a device that can't take a block now soon may.
     pub(super) fn any_busy(&self, now_us: u64) -> bool {
         let busy =
@@ -43,6 +53,9 @@ impl Tier {
         budget: &mut Budget,
     ) -> Option<(SsdSlot, bool)> {
         for evict in [false, true] {
+            if evict && self.any_room(with.now_us) {
+                return None;
+            }
             if let Some(probe) = self.ready(wanted, with.now_us, urgent)
                 && let Some(ssd) = self.take_slot_of(with, wanted, evict, budget)
             {

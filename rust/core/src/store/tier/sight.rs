@@ -72,6 +72,11 @@ impl Tier {
         self.devices.iter().map(|device| device.order.len()).collect()
     }
 
+    /// Blocks that are to be looked at before the policy's order goes on.
+    pub(in crate::store) fn waiting_to_clean(&self) -> usize {
+        self.redo.len() + self.plan.len()
+    }
+
     /// How the records found at open were sorted out.
     pub(in crate::store) fn sorted_out(&self) -> Counts {
         self.sorted_out
