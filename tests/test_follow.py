@@ -241,6 +241,33 @@ def test_what_was_cleared_is_served_for_a_second_at_most(root: Path, slots: int)
         assert len(there(store, range(50, 60))) == 10
 
 
+@pytest.mark.parametrize("how", ["store.clear()", "store.remove(keys_of(range(40)))"])
+@pytest.mark.parametrize("slots", [SHORT, LONG])
+def test_the_last_word_of_an_owner_that_dies_is_heard(root: Path, slots: int, how: str) -> None:
+    capacity = capacity_for(slots) + (CHANGES_BYTES if slots == LONG else 0)
+    script = f"""
+import os, signal
+store = open_store(Path(sys.argv[1]), member="owner", capacity={capacity})
+put(store, range(60))
+say(f"left {{store.flush()}}")
+sys.stdin.readline()
+{how}
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    with child(script, root) as owner:
+        assert said(owner) == "left 0"
+        with open_store(root, member="0", follow="siblings") as store:
+            assert store.match_prefix(keys_of(range(60))) == 60
+            assert owner.stdin
+            owner.stdin.write("now\n")
+            owner.stdin.flush()
+            assert owner.wait() == -signal.SIGKILL
+            time.sleep(SERVED_S)
+            assert there(store, range(40)) == {}
+            assert not any(store.contains(keys_of(range(40))))
+            assert len(there(store, range(40, 60))) == (0 if "clear" in how else 20)
+
+
 def test_what_came_home_outlives_its_owner_until_it_is_removed_here(root: Path) -> None:
     with (
         stored(root, range(8)) as owner,

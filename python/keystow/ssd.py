@@ -62,7 +62,7 @@ class Ssd:
     is found there for at most a second more; a remove or clear of this store concerns this store
     alone, so clear every one. A path that can't be followed stands in ``stats().fallbacks`` and is
     tried again. ``replicated=True``: what a followed directory holds is not written to this one;
-    it leaves RAM unwritten.
+    it leaves RAM unwritten, and ``flush`` and ``close`` count it as left.
 
     ``encryption`` takes no other value yet.
 

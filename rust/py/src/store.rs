@@ -193,8 +193,8 @@ impl Store {
     /// How many leading blocks the store has, and where: a ``Match``.
     ///
     /// It neither moves nor touches anything; ``pin=True`` keeps the blocks, in RAM or on SSD,
-    /// until the match is released (it is a context manager). ``require`` is for stores with
-    /// several pools: None only.
+    /// until the match is released (it is a context manager); it counts this store's own blocks
+    /// alone. ``require`` is for stores with several pools: None only.
     #[pyo3(name = "match", signature = (keys, pin=false, require=None))]
     fn match_(
         &self,

@@ -216,13 +216,19 @@ impl Follow {
                 }
             }
         }
+        *lock(&self.reasons) = reasons;
+        self.set_members(members.into());
+    }
+
+    /// From now on these are followed; the counts of others are kept.
+    fn set_members(&self, members: Arc<[Arc<Member>]>) {
+        let before = self.members();
         for member in before.iter().filter(|it| !members.iter().any(|new| Arc::ptr_eq(it, new))) {
             let looks = &member.followed.looks;
             self.counts.pages.fetch_add(looks.pages.load(Ordering::Relaxed), Ordering::Relaxed);
             self.counts.scans.fetch_add(looks.scans.load(Ordering::Relaxed), Ordering::Relaxed);
         }
-        *lock(&self.reasons) = reasons;
-        *self.members.write().unwrap_or_else(PoisonError::into_inner) = members.into();
+        *self.members.write().unwrap_or_else(PoisonError::into_inner) = members;
     }
 
     fn members(&self) -> Arc<[Arc<Member>]> {
@@ -329,7 +335,7 @@ impl Follow {
             }
         }
         self.reads.stop(END_WAIT);
-        *self.members.write().unwrap_or_else(PoisonError::into_inner) = Arc::new([]);
+        self.set_members(Arc::new([]));
     }
 
     /// In a forked child: the threads are the parent's.

@@ -243,8 +243,8 @@ impl Index {
     }
 }
 
-/// Looks keys up in several tables, a batch at a time: hands each key's block, and the number of
-/// its table, to `visit`, until that says false; how many keys were passed.
+/// Looks keys up in several tables: hands each key's block, and the number of its table, to
+/// `visit`, until that says false; how many keys were passed.
 pub(crate) fn walk(
     tables: &[impl Deref<Target = Index>],
     keys: &[Key],
