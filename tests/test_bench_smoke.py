@@ -44,7 +44,9 @@ FIGURES = [
     *(f"{verb} {size}" for size in SIZES for verb in ("put", "get")),
     "match_prefix from Python, 0.02 M entries",
     "match_prefix from Rust, 0.01 M entries",
+    "lookup in a followed directory, 0.01 M entries",
     "match_prefix from Rust, 0.02 M entries",
+    "lookup in a followed directory, 0.02 M entries",
     "evict + insert from Python, lru",
     *(
         f"replay {trace}, {how}"
