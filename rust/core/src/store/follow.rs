@@ -31,8 +31,9 @@ const IDLE_LOOK_EVERY: Duration = Duration::from_secs(5);
 const ASKED_US: u64 = 2_000_000;
 /// New members are looked for so often.
 const LIST_EVERY_US: u64 = 1_000_000;
-/// The first question after a pause waits so long for a look, an open for the first.
-const FIRST_LOOK: Duration = Duration::from_millis(250);
+/// An open waits so long for the first look, and a question for one where the last is too long ago;
+/// a look that is not there by then is waited for by nobody.
+const LOOK_WAIT: Duration = Duration::from_secs(1);
 /// Directories that are followed at most.
 const FOLLOWED_MAX: usize = 64;
 /// Looks of a store without a thread, at one question.
@@ -46,6 +47,8 @@ const END_WAIT: Duration = Duration::from_secs(1);
 pub(super) struct Member {
     followed: Followed,
     rests_until_us: AtomicU64,
+    /// The last look could not tell what it is: no question is worth a look at it.
+    unsure: AtomicBool,
 }
 
 /// A block in a followed directory.
@@ -61,6 +64,8 @@ struct Pace {
     /// The thread sleeps until somebody asks.
     idle: bool,
     looks: u64,
+    /// A look was waited for in vain, and has not ended yet.
+    late: bool,
     ended: bool,
 }
 
@@ -150,6 +155,7 @@ impl Follow {
             let more = self.look();
             let mut pace = lock(&self.pace);
             pace.looks += 1;
+            pace.late = false;
             self.paced.notify_all();
             if more || self.closed.load(Ordering::Acquire) {
                 continue;
@@ -176,7 +182,9 @@ impl Follow {
         }
         let mut more = false;
         for member in self.members().iter() {
-            match member.followed.look(&|| self.now_us()) {
+            let looked = member.followed.look(&|| self.now_us());
+            member.unsure.store(looked == Looked::Unsure, Ordering::Release);
+            match looked {
                 Looked::More => more |= member.followed.is_urgent(),
                 // Another one may have its name.
                 Looked::Gone => {
@@ -208,8 +216,8 @@ impl Follow {
             }
             match Followed::open(&root, self.sources.fingerprint, &name) {
                 Ok(followed) => {
-                    let rests_until_us = AtomicU64::new(0);
-                    members.push(Arc::new(Member { followed, rests_until_us }));
+                    let (rests_until_us, unsure) = (AtomicU64::new(0), AtomicBool::new(false));
+                    members.push(Arc::new(Member { followed, rests_until_us, unsure }));
                 }
                 Err(error) => {
                     reasons.insert(path, error.message);
@@ -235,11 +243,12 @@ impl Follow {
         Arc::clone(&self.members.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Waits for a look that ends as wanted, `FIRST_LOOK` at most.
+    /// Waits for a look that ends as wanted, `LOOK_WAIT` at most.
     fn wait_for_look(&self, done: impl Fn(&Pace) -> bool) {
         let still = |pace: &mut Pace| !done(pace) && !pace.ended;
-        let waited = self.paced.wait_timeout_while(lock(&self.pace), FIRST_LOOK, still);
-        drop(waited.unwrap_or_else(PoisonError::into_inner));
+        let waited = self.paced.wait_timeout_while(lock(&self.pace), LOOK_WAIT, still);
+        let (mut pace, waited) = waited.unwrap_or_else(PoisonError::into_inner);
+        pace.late |= waited.timed_out();
     }
 
     fn look_here(&self) {
@@ -265,15 +274,21 @@ impl Follow {
         if since_us >= ASKED_US / 4 {
             self.asked_us.store(now_us, Ordering::Release);
         }
-        if since_us >= ASKED_US && !self.replicated {
-            let mut pace = lock(&self.pace);
-            if pace.idle {
-                pace.idle = false;
-                let looks = pace.looks;
-                drop(pace);
-                self.paced.notify_all();
-                self.wait_for_look(|pace| pace.looks > looks);
-            }
+        let fresh = |it: &Arc<Member>| {
+            let hopeless = it.followed.is_gone() || it.unsure.load(Ordering::Acquire);
+            hopeless || it.followed.is_fresh(now_us)
+        };
+        if since_us < ASKED_US && self.members().iter().all(fresh) {
+            return;
+        }
+        let mut pace = lock(&self.pace);
+        if !pace.late {
+            pace.idle = false;
+            // One that has begun may have looked before now.
+            let enough = pace.looks + 1;
+            drop(pace);
+            self.paced.notify_all();
+            self.wait_for_look(|pace| pace.looks >= enough);
         }
     }
 
