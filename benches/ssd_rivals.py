@@ -79,7 +79,7 @@ def foyer(*, quick: bool) -> list[str | Path]:
     if not quick:
         if cargo is None:
             raise LeftOutError("no cargo on the path")
-        where = ["--manifest-path", RIVALS, "--target-dir", TARGET, "--bin", FOYER.name]
+        where = ["--manifest-path", RIVALS, "--target-dir", TARGET, "-p", FOYER.name]
         run([cargo, "build", "--quiet", "--release", "--locked", *where], BUILD_TIMEOUT_S)
     return [FOYER]
 
@@ -122,18 +122,19 @@ class Rival:
         self.block_bytes = block_bytes
         files = directory / "files"
         files.mkdir()
-        self.errors = (directory / "errors").open("w+", encoding="utf-8")
+        self.errors = directory / "errors"
         room = size.ssd_bytes + size.ssd_bytes // TABLE_SHARE
         numbers = (block_bytes, size.ram_bytes, room, size.batch, size.round_bytes)
         engine = [FOYER_ENGINE] if name == "foyer" else []
-        self.process = subprocess.Popen(
-            [*command, files, *(str(number) for number in numbers), *engine],
-            env=os.environ | FOYER_ENVIRONMENT | LMCACHE_ENVIRONMENT,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self.errors,
-            text=True,
-        )
+        with self.errors.open("w", encoding="utf-8") as errors:
+            self.process = subprocess.Popen(
+                [*command, files, *(str(number) for number in numbers), *engine],
+                env=os.environ | FOYER_ENVIRONMENT | LMCACHE_ENVIRONMENT,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+            )
 
     def order(self, verb: str) -> float:
         """The bytes it has moved for an order; what it lost is added up."""
@@ -152,8 +153,7 @@ class Rival:
             timer.cancel()
         if not answer.startswith("{"):
             self.close()
-            self.errors.seek(0)
-            reason = last_line(self.errors.read() + answer)
+            reason = last_line(self.errors.read_text(encoding="utf-8") + answer)
             raise LeftOutError(f"{verb}: status {process.returncode}, {reason}")
         told: Mapping[str, int] = json.loads(answer)
         if verb in {"put", "get"}:
@@ -164,7 +164,7 @@ class Rival:
     def told(self) -> str:
         """Its name, and what it lost since this was asked last."""
         lost, blocks, self.lost, self.blocks = self.lost, self.blocks, 0, 0
-        return f"{self.name}, {lost} of {blocks} blocks lost" if lost else self.name
+        return f"{self.name}, {lost} of {blocks} blocks not by its disk" if lost else self.name
 
     def close(self) -> None:
         """End the process; nothing it has matters any more."""
@@ -194,7 +194,9 @@ def compare(verb: str, bench: Bench, ours: Work, rivals: Sequence[Rival]) -> Ite
     }
     for rival in rivals:
         title = f"ssd {verb} {label(bench.block_bytes)}, by {rival.name}"
-        yield Figure(title, "GB/s", rates["keystow"], rates[rival.name], rival.told())
+        # Who moves nothing in a round has no rate to be compared with.
+        rate = rates[rival.name] if min(rates[rival.name].values) else None
+        yield Figure(title, "GB/s", rates["keystow"], rate, rival.told())
 
 
 def one_size(

@@ -7,17 +7,19 @@
 //! blocks whose entry says that it comes from the disk count as read; `lost` counts the others.
 //!
 //! How foyer is configured, and why:
-//! - Block engine over `FsDevice`, which its authors advise in a file system: a file of 32 MiB an
-//!   eviction unit (a 64th of the disk; at least four entries), `O_DIRECT`, no throttle.
-//! - `WriteOnInsertion`: each block is written behind when it is put, as a store does it; its default
-//!   writes what RAM evicts and leaves the last 128 MiB unwritten. Admission: all. No compression.
+//! - Block engine over `FsDevice`, which its authors advise in a file system: a file an eviction
+//!   unit, a 64th of the disk and at least four entries; `O_DIRECT`, no throttle.
+//! - `WriteOnInsertion`: each block is written behind when it is put, as a store does it; the
+//!   default writes what RAM evicts, and leaves the last of it unwritten. All are admitted. No
+//!   compression.
 //! - foyer never makes an insert wait: what does not fit the flushers' buffers is dropped. So the
-//!   caller waits for the chunk before the last one (a quarter of RAM each, two under way), and each
-//!   flusher's buffer takes both, however their hashes fall; the queue's limit is above that too.
+//!   caller waits for the chunk before the last one (a quarter of RAM each, two under way); each
+//!   flusher's buffer takes both, however their hashes fall, and the queue's limit is above that.
 //! - Four flushers, as many writes as a store's pool has under way; reclaimers and clean units for
-//!   each, so that no flusher waits for room. Two worker threads; psync with at most as many blocking
-//!   threads as a batch has blocks, or the ring at its own defaults.
-//! - No recovery: the directory is new.
+//!   each, so that no flusher waits for room. Two worker threads; psync with at most as many
+//!   blocking threads as a batch has blocks, or the ring at its own defaults.
+//! - No recovery: the directory is new. A get's block is copied out of its entry into the caller's
+//!   memory, where a store's is and LMCache's too.
 
 use std::collections::VecDeque;
 use std::error::Error;
