@@ -9,10 +9,13 @@ counts the others. The file is open with O_DIRECT, which LMCache gives up silent
 How LMCache is configured, and why:
 - The L2 adapter of its multi-process mode, through the calls of its own `bench l2`. One file,
   fallocated, written whole before anything is timed; O_DIRECT, io_uring (its fastest engine), the
-  RAM registered with the ring where the memory limit allows it, four workers a direction.
+  RAM registered with the ring where the memory limit allows it. Four workers a direction, but one
+  for stores of blocks below 256 KiB: there its threads mostly wait for each other (Python's lock),
+  and more of them were up to three times slower.
 - The RAM is one piece in huge pages, as its L1 is. A put copies the batch into it, so that the
-  caller's memory is its own again, and submits it; four batches are under way at once. A get loads
-  one batch into it and waits. The lock that its own server takes before a load is left out.
+  caller's memory is its own again, and submits it; as many batches are under way as there are
+  workers, at least two. A get loads one batch into it and waits. The lock that its own server takes
+  before a load is left out.
 - The adapter never evicts by itself: where its server would choose victims, the oldest batch is
   deleted here, which costs next to nothing.
 - Its index goes to the disk once a minute, when idle; that is left at its default, and so, unlike
@@ -42,7 +45,7 @@ PAGE = 4096
 HUGE_PAGE = 2 << 20
 META_BYTES = 64 << 20
 WORKERS = 4
-UNDER_WAY = 4
+SMALL_BYTES = 256 << 10
 TASK_TIMEOUT_MS = 60_000
 
 
@@ -68,12 +71,13 @@ class Disk:
         with self.path.open("xb") as file:
             os.posix_fallocate(file.fileno(), 0, file_bytes)
         self.ram = huge_tensor(ram_bytes)
+        self.store_workers = WORKERS if self.block_bytes >= SMALL_BYTES else 1
         config = RawBlockL2AdapterConfig(
             device_path=str(self.path),
             slot_bytes=slot_bytes,
             meta_total_bytes=META_BYTES,
             io_engine="io_uring",
-            num_store_workers=WORKERS,
+            num_store_workers=self.store_workers,
             num_load_workers=WORKERS,
         )
         desc = L1MemoryDesc(self.ram.data_ptr(), ram_bytes, PAGE, ram_bytes)
@@ -135,7 +139,7 @@ class Disk:
         stored = lost = 0
         before = moved("write_bytes")
         batches = self.round_bytes // self.batch_bytes
-        most = min(UNDER_WAY, len(self.places))
+        most = min(max(self.store_workers, 2), len(self.places))
         for number in range(batches + most):
             if tasks and (len(tasks) == most or number >= batches):
                 for task, result in self.stored().items():
