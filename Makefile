@@ -35,7 +35,7 @@ PYTHON_CAP_S := 900
 CYCLES ?= 50
 CRASH_CAP_S = $(shell echo $$(($(CYCLES) > 50 ? 5 * $(CYCLES) : 240)))
 DEMO_CAP_S := 300
-BENCH_CAP_S := 1800
+BENCH_CAP_S := 2700
 
 # $(call capped,name,seconds,command): runs the command under its cap and prints its time.
 define capped
