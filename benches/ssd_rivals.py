@@ -183,20 +183,23 @@ def commands(*, quick: bool) -> dict[str, list[str | Path]]:
     return found
 
 
-def compare(verb: str, bench: Bench, ours: Work, rivals: Sequence[Rival]) -> Iterator[Figure]:
-    """Interleave all; a row a rival."""
-    order = "put" if verb == "write-behind" else "get"
-    contest: dict[str, Work] = {"keystow": ours}
+def compare(
+    order: str, bench: Bench, ours: Mapping[str, Work], rivals: Sequence[Rival]
+) -> Iterator[Figure]:
+    """Interleave all; for each way of ours a row a rival."""
+    contest = dict(ours)
     for rival in rivals:
         contest[rival.name] = lambda rival=rival: rival.order(order)
     rates = {
         name: gigabytes(sample) for name, sample in interleave(contest, bench.size.rounds).items()
     }
     for rival in rivals:
-        title = f"ssd {verb} {label(bench.block_bytes)}, by {rival.name}"
         # Who moves nothing in a round has no rate to be compared with.
         rate = rates[rival.name] if min(rates[rival.name].values) else None
-        yield Figure(title, "GB/s", rates["keystow"], rate, rival.told())
+        told = rival.told()
+        for verb in ours:
+            title = f"ssd {verb} {label(bench.block_bytes)}, by {rival.name}"
+            yield Figure(title, "GB/s", rates[verb], rate, told)
 
 
 def one_size(
@@ -223,13 +226,15 @@ def one_size(
                 print(f"ssd_rivals: {label(block_bytes)}: no {name}: {error}", file=sys.stderr)
                 continue
             rivals.append(rival)
-        yield from compare("write-behind", bench, bench.put, rivals)
+        yield from compare("put", bench, {"write-behind": bench.put}, rivals)
         bench.keep_those_on_ssd()
         bench.verify()
         for rival in rivals:
             rival.order("choose")
             rival.order("verify")
-        yield from compare("get", bench, bench.get, rivals)
+        # Neither rival copies what it has read: a lease does not, a get does.
+        ways = {"get": bench.get, "lease": bench.lease}
+        yield from compare("get", bench, ways, rivals)
 
 
 def figures(*, quick: bool, directory: Path | None = None) -> Iterator[Figure]:
