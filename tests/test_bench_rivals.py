@@ -60,17 +60,20 @@ def test_each_rival_has_a_row_a_direction_and_its_losses_are_told(
     }
     rows = list(rivals.one_size(rivals.QUICK, BLOCK, home, found))
     assert [row.name for row in rows] == [
-        f"ssd {verb} 64 KiB, by {name}" for verb in ("write-behind", "get") for name in found
+        f"ssd {verb} 64 KiB, by {name}"
+        for verbs in (("write-behind",), ("get", "lease"))
+        for name in found
+        for verb in verbs
     ]
     assert [row.rival_name for row in rows] == [
         "whole",
         "lossy, 15 of 768 blocks not by its disk",
-        "whole",
-        "lossy, 768 of 768 blocks not by its disk",
+        *["whole"] * 2,
+        *["lossy, 768 of 768 blocks not by its disk"] * 2,
     ]
     assert rows[1].rival.median > 0
     assert rows[0].ratio > 0
-    assert rows[3].rival is None, "what did not come from the disk is no work"
+    assert rows[4].rival is None, "what did not come from the disk is no work"
     assert list(home.iterdir()) == []
 
 
