@@ -157,6 +157,19 @@ pub(crate) fn room_for<T>(items: usize) -> Vec<T> {
     room
 }
 
+/// Asks for the cache line of an item of a table ahead of its use.
+#[inline]
+pub(crate) fn prefetch<T>(item: &T) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a prefetch of a valid reference has no effect but on the cache.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(item).cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = item;
+}
+
 /// Asks for huge pages under a large table of ours, best before it is touched. Advice only: where
 /// it is refused, the table works on small pages.
 pub(crate) fn prefer_huge_pages<T>(table: &[T]) {

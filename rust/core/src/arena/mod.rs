@@ -36,7 +36,7 @@ use crate::units::{FrameId, NONE};
 
 pub use fork::fork_count;
 pub use limits::{CgroupLimits, CpuLimit, RamLimit, cgroup_limits, ram_limit};
-pub(crate) use mapping::{prefer_huge_pages, room_for};
+pub(crate) use mapping::{prefer_huge_pages, prefetch, room_for};
 pub use numa::Numa;
 pub use rows::{Rows, RowsMut};
 pub use team::COPY_THREADS_MAX;

@@ -4,6 +4,7 @@
 //! clock, or say whether a payload is right. Invariants: a slot with a block has exactly one cell;
 //! at most half of the cells are used; an older reading of a page never replaces a newer one.
 
+use crate::arena::prefetch;
 use crate::key::Key;
 use crate::ssd::format::{RECORDS_A_PAGE, Record, epoch_of, table_pages};
 use std::hash::{BuildHasher, RandomState};
@@ -28,6 +29,7 @@ pub(crate) struct Known {
 }
 
 const _: () = assert!(size_of::<Known>() == 64);
+const WORDS: usize = size_of::<Known>() / 8;
 
 impl Known {
     const NONE: Self = Self {
@@ -70,8 +72,11 @@ struct Page {
 pub(crate) struct Index {
     /// {hash 32, slot + 1 32}; 0 is empty.
     cells: Vec<u64>,
-    /// A [`Known`] each; arrays, so that the vector starts as untouched zero pages.
-    lines: Vec<[u64; size_of::<Known>() / 8]>,
+    /// A [`Known`] each, from `aligned` on, so that each is in one line of the cache; words, so that
+    /// the vector starts as untouched zero pages.
+    lines: Vec<u64>,
+    aligned: usize,
+    slots: u32,
     pages: Vec<Page>,
     /// Drawn anew each time: no set of keys collides everywhere.
     secret: [u64; 2],
@@ -84,12 +89,15 @@ impl Index {
     pub(crate) fn new(slots: u32) -> Self {
         let draw = |_| RandomState::new().hash_one(0);
         let cells = vec![0_u64; (2 * slots as usize).next_power_of_two()];
-        let lines = vec![[0; size_of::<Known>() / 8]; slots as usize];
+        let lines = vec![0_u64; (slots as usize + 1) * WORDS];
+        let aligned = lines.as_ptr().align_offset(size_of::<Known>()).min(WORDS);
         crate::arena::prefer_huge_pages(&cells);
         crate::arena::prefer_huge_pages(&lines);
         Self {
             cells,
             lines,
+            aligned,
+            slots,
             pages: vec![Page::default(); table_pages(slots) as usize],
             secret: std::array::from_fn(draw),
             hinted_since_us: u64::MAX,
@@ -107,9 +115,14 @@ impl Index {
         self.pages.len() as u32
     }
 
+    fn words_of(&self, slot: u32) -> std::ops::Range<usize> {
+        let first = self.aligned + slot as usize * WORDS;
+        first..first + WORDS
+    }
+
     fn line(&self, slot: u32) -> &Known {
-        let line = &self.lines[slot as usize];
-        Known::ref_from_bytes(line.as_bytes()).expect("as many words, aligned alike")
+        Known::ref_from_bytes(self.lines[self.words_of(slot)].as_bytes())
+            .expect("as many words, aligned alike")
     }
 
     fn hash(&self, key: &Key) -> u64 {
@@ -118,26 +131,34 @@ impl Index {
         (product >> 64) as u64 ^ product as u64
     }
 
-    /// Loads the cell of a key that will be looked for soon.
-    #[inline]
-    fn fetch_cell(&self, key: &Key) {
-        std::hint::black_box(self.cells[self.hash(key) as usize & (self.cells.len() - 1)]);
+    fn cell(&self, hash: u64) -> usize {
+        hash as usize & (self.cells.len() - 1)
     }
 
-    /// Loads the line of a key that will be looked for next.
+    /// Asks for the cell of a key that will be looked for soon.
     #[inline]
-    fn fetch_line(&self, key: &Key) {
-        let cell = self.cells[self.hash(key) as usize & (self.cells.len() - 1)];
-        if let Some(line) = self.lines.get(slot_of(cell) as usize) {
-            std::hint::black_box(line[0]);
+    fn fetch_cell(&self, hash: u64) {
+        prefetch(&self.cells[self.cell(hash)]);
+    }
+
+    /// Asks for the line of a key that will be looked for next.
+    #[inline]
+    fn fetch_line(&self, hash: u64) {
+        let cell = self.cells[self.cell(hash)];
+        if cell != 0 {
+            prefetch(&self.lines[self.words_of(slot_of(cell)).start]);
         }
     }
 
     /// The block of a key, and its slot: the newest of several.
     #[inline]
     pub(crate) fn find(&self, key: &Key) -> Option<(u32, &Known)> {
-        let hash = self.hash(key);
-        let mut at = hash as usize & (self.cells.len() - 1);
+        self.find_by(self.hash(key), key)
+    }
+
+    #[inline]
+    fn find_by(&self, hash: u64, key: &Key) -> Option<(u32, &Known)> {
+        let mut at = self.cell(hash);
         let mut best: Option<(u32, &Known)> = None;
         loop {
             let cell = self.cells[at];
@@ -181,7 +202,7 @@ impl Index {
         *state = Page { sequence, read_us: read_us.max(state.read_us) };
         if !same {
             let first = page * RECORDS_A_PAGE as u32;
-            for (slot, line) in (first..self.lines.len() as u32).zip(lines) {
+            for (slot, line) in (first..self.slots).zip(lines) {
                 self.set(slot, *line);
             }
         }
@@ -195,8 +216,8 @@ impl Index {
         if !before.is_none() && (line.is_none() || before.key != line.key) {
             self.take_out(slot, &before.key);
         }
-        let bytes = self.lines[slot as usize].as_mut_bytes();
-        bytes.copy_from_slice(line.as_bytes());
+        let words = self.words_of(slot);
+        self.lines[words].as_mut_bytes().copy_from_slice(line.as_bytes());
         if !line.is_none() && (before.is_none() || before.key != line.key) {
             self.put_in(slot, &line.key);
         }
@@ -251,26 +272,34 @@ pub(crate) fn walk(
     counts: impl Fn(&Known) -> bool,
     mut visit: impl FnMut(usize, Option<(usize, u32, &Known)>) -> bool,
 ) -> usize {
-    for key in keys.iter().take(AHEAD) {
-        tables.iter().for_each(|table| table.fetch_cell(key));
-    }
+    // The hashes of the keys on their way, for each table.
+    let mut hashes = vec![0; AHEAD * tables.len()];
+    let places = |at: usize| at % AHEAD * tables.len()..(at % AHEAD + 1) * tables.len();
+    let ask = |hashes: &mut [u64], at: usize| {
+        let Some(key) = keys.get(at) else { return };
+        for (hash, table) in hashes[places(at)].iter_mut().zip(tables) {
+            *hash = table.hash(key);
+            table.fetch_cell(*hash);
+        }
+    };
+    (0..AHEAD).for_each(|at| ask(&mut hashes, at));
     let mut first = 0;
     for (at, key) in keys.iter().enumerate() {
-        if let Some(key) = keys.get(at + AHEAD) {
-            tables.iter().for_each(|table| table.fetch_cell(key));
+        if at + AHEAD / 2 < keys.len() {
+            let soon = &hashes[places(at + AHEAD / 2)];
+            soon.iter().zip(tables).for_each(|(hash, table)| table.fetch_line(*hash));
         }
-        if let Some(key) = keys.get(at + AHEAD / 2) {
-            tables.iter().for_each(|table| table.fetch_line(key));
-        }
+        let known = &hashes[places(at)];
         // A chain is mostly in one table.
         let found = (first..tables.len()).chain(0..first).find_map(|table| {
-            let (slot, known) = tables[table].find(key)?;
+            let (slot, known) = tables[table].find_by(known[table], key)?;
             counts(known).then_some((table, slot, known))
         });
         first = found.map_or(first, |(table, ..)| table);
         if !visit(at, found) {
             return at;
         }
+        ask(&mut hashes, at + AHEAD);
     }
     keys.len()
 }

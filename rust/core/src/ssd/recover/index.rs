@@ -4,6 +4,7 @@
 //! Invariant: a key's cell is found whatever keys there are; at most half of the cells are used.
 
 use super::Found;
+use crate::arena::prefetch;
 use crate::key::Key;
 use std::hash::{BuildHasher, RandomState};
 
@@ -35,7 +36,7 @@ impl Index {
 
     /// Loads the cell of a key that will be looked for soon.
     pub(super) fn fetch(&self, key: &Key) {
-        std::hint::black_box(self.cells[self.hash(key) as usize & (self.cells.len() - 1)]);
+        prefetch(&self.cells[self.hash(key) as usize & (self.cells.len() - 1)]);
     }
 
     /// The cell of a key and what is in it; else the empty cell for it, and what to put there.
