@@ -72,8 +72,8 @@ struct Page {
 pub(crate) struct Index {
     /// {hash 32, slot + 1 32}; 0 is empty.
     cells: Vec<u64>,
-    /// A [`Known`] each, from `aligned` on, so that each is in one line of the cache; words, so that
-    /// the vector starts as untouched zero pages.
+    /// A [`Known`] each, from `aligned` on, so that each is in one line of the cache; words, so
+    /// that the vector starts as untouched zero pages.
     lines: Vec<u64>,
     aligned: usize,
     slots: u32,
