@@ -178,6 +178,11 @@ impl Store {
         });
         // Nothing goes to a device before it has confirmed: the others do without it.
         if ends.contains(&Round::Confirmed) {
+            let paths = self.with_tier(|tier, _| tier.paths()).unwrap_or_default();
+            let silent = paths.into_iter().zip(ends).filter(|(_, end)| *end != Round::Confirmed);
+            let why = "it did not confirm SUPER; nothing is written there until it does";
+            let notes = silent.map(|(path, _)| format!("{path}: {why}"));
+            self.notes.lock().unwrap_or_else(PoisonError::into_inner).extend(notes);
             return Ok(());
         }
         let message = format!("the disk did not confirm SUPER within {} s.", wait.as_secs_f64());

@@ -5,7 +5,7 @@
 
 use super::driver::Driver;
 use super::follow::Follow;
-use super::simulated::{FILES_A_DEVICE, SimWorld, simulated};
+use super::simulated::{SimWorld, simulated};
 use super::tier::{self, DevicePlace, FEW_PAGES, Geometry, PAGES_MAX, Tier};
 use super::wait::open_directory;
 use super::{EngineKind, OnLocked, SsdConfig, SsdPlace, Store, StoreConfig};
@@ -108,7 +108,7 @@ pub(super) struct Ground {
     pub(super) notes: Vec<String>,
     pub(super) direct: bool,
     pub(super) path: String,
-    /// What the engine calls its first file.
+    /// What the engine calls its first file: behind all of the devices before it.
     pub(super) first_file: u32,
 }
 
@@ -127,7 +127,7 @@ pub(super) fn survey(
     watch: &mut Watch<'_>,
 ) -> Result<Grounds, Error> {
     let mut grounds = Grounds { devices: Vec::new(), notes: Vec::new() };
-    let mut first_failed = None;
+    let (mut first_failed, mut next_file) = (None, 0);
     for (device, place) in (0..).zip(config.places()) {
         let found = match world {
             Some(world) => {
@@ -137,7 +137,13 @@ pub(super) fn survey(
             None => survey_one(config, &place, device, block_bytes, stride_bytes, watch),
         };
         match found {
-            Ok(ground) => grounds.devices.push(ground),
+            Ok(mut ground) => {
+                if let Files::Real(files) = &ground.files {
+                    ground.first_file = next_file;
+                    next_file += files.len() as u32;
+                }
+                grounds.devices.push(ground);
+            }
             Err(error) if error.kind == ErrorKind::Ssd && error.code != INTERRUPTED => {
                 let path = place.path.display();
                 grounds.notes.push(format!("{path}: left out: {} {}", error.message, error.hint));
@@ -196,7 +202,7 @@ fn survey_one(
         notes,
         direct: opened.direct,
         path: opened.path.display().to_string(),
-        first_file: device * FILES_A_DEVICE,
+        first_file: 0,
     })
 }
 

@@ -154,6 +154,11 @@ fn a_store_opens_without_a_device_that_does_not_confirm() {
     for mishap in [EIO, Mishap::Hang] {
         lose(&store, 1, mishap);
         let store = store.crash(1, true).expect("the other device confirms");
+        let notes = store.stats().fallbacks;
+        assert!(
+            notes.iter().any(|note| note.starts_with("sim 1: it did not confirm")),
+            "{notes:?}"
+        );
         assert_eq!(put(&store, 20..30), 10);
         assert_eq!(put(&store, 0..16), 16);
         assert_eq!(get(&store, 0..16), 16);

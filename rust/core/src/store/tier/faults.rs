@@ -180,6 +180,11 @@ impl Tier {
         self.cancel_waiting_reads(with, device);
     }
 
+    /// Paths of all devices.
+    pub(in crate::store) fn paths(&self) -> Vec<String> {
+        self.devices.iter().map(|device| device.place.path.clone()).collect()
+    }
+
     /// Paths of the devices that are left alone.
     pub(in crate::store) fn away(&self) -> impl Iterator<Item = &str> {
         let away = self.devices.iter().filter(|device| device.breaker.is_open());

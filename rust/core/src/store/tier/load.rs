@@ -34,9 +34,6 @@ impl Tier {
         let rounded = Geometry::rounded(len);
         with.parts.arena.expect_read(frame, rounded);
         let job = Job::Load { slot: entry.slot };
-        // What the entry says of a block that has gone meanwhile may be another's.
-        let device = self.devices.of(ssd);
-        let trust = self.devices[device].breaker.trust(with.now_us);
         let id = self.begin(device, job, rounded, with.now_us, trust == Trust::Probe);
         let record = *self.devices.record(ssd);
         let region = with.parts.arena.frame(frame, rounded);

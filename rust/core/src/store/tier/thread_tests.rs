@@ -1,7 +1,7 @@
 //! The tier on real files with threads: what callers see while everything happens at once.
 
 use crate::key::Key;
-use crate::store::{OnLocked, PutOptions, Rows, RowsMut, SsdConfig, Store, StoreConfig};
+use crate::store::{OnLocked, PutOptions, Rows, RowsMut, SsdConfig, SsdPlace, Store, StoreConfig};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -66,6 +66,32 @@ fn get(store: &Store, range: std::ops::Range<u64>) -> Vec<u64> {
     let mut out = vec![0; keys.len() * BLOCK];
     let got = store.get(&keys, &mut RowsMut::packed(&mut out, BLOCK)).unwrap_or(0);
     range.zip(out.chunks(BLOCK)).take(got).map(|(n, row)| version_of(n, row)).collect()
+}
+
+/// As many as a device of some ten terabytes has: none is taken for a file of the next device.
+#[test]
+fn devices_of_many_files_keep_to_their_own() {
+    const SLOTS: u64 = 300;
+    let folders = [Folder::new("files-a"), Folder::new("files-b")];
+    let capacity_bytes = 16_384 + SLOTS * BLOCK as u64 + SLOTS.div_ceil(42) * 4096;
+    let mut ssd = SsdConfig::new(&folders[0].0, capacity_bytes);
+    ssd.others = vec![SsdPlace { path: folders[1].0.clone(), capacity_bytes }];
+    (ssd.slots_a_file, ssd.stretch_bytes) = (1, BLOCK as u64);
+    let config = StoreConfig { ssd: Some(ssd), ..StoreConfig::new(8 * BLOCK as u64, BLOCK as u64) };
+    let open = || Store::open(&config).unwrap_or_else(|error| panic!("{error}"));
+    let all = 2 * SLOTS;
+    let store = open();
+    for chain in (0..all).step_by(6) {
+        assert_eq!(put(&store, chain..chain + 6, 1), 6);
+    }
+    assert_eq!(store.flush(Duration::from_secs(30)).ok(), Some(0));
+    assert_eq!(store.close(Duration::from_secs(30)).written, all);
+    drop(store);
+    let store = open();
+    assert_eq!(store.stats().ssd.map(|ssd| ssd.recovered), Some(all));
+    for chain in (0..all).step_by(6) {
+        assert_eq!(get(&store, chain..chain + 6), [1; 6], "chain {chain}");
+    }
 }
 
 /// A run that is partly in RAM, partly on its way and partly on SSD is read while its blocks are
