@@ -147,7 +147,7 @@ fn shape(
     // As on a real disk: a fresh start finds nothing of before, and no file is left over.
     let kept = first_file + if keep { wanted.len() as u32 } else { 0 };
     let end = disk.files().min(first_file + FILES_A_DEVICE.max(wanted.len() as u32));
-    (kept..end).for_each(|file| disk.resize(FileId(file), 0));
+    disk.empty(kept.min(end)..end);
     let count = wanted.len() as u32;
     for (file, bytes) in (first_file..).zip(wanted) {
         if file >= disk.files() {

@@ -65,6 +65,14 @@ impl SimDisk {
         self.lock().image(file).resize(bytes);
     }
 
+    /// Cuts these files off; durable at once.
+    pub(crate) fn empty(&self, files: Range<u32>) {
+        let mut state = self.lock();
+        let files = files.start as usize..files.end as usize;
+        let there = state.world.files[files].iter_mut().filter(|image| image.len() > 0);
+        there.for_each(|image| image.resize(0));
+    }
+
     /// Ends all engines on the disk, as `crash` says. They do nothing any more; attach new ones.
     pub(crate) fn crash(&self, seed: u64, crash: Crash) {
         let mut rng = Rng::new(seed ^ self.seed.rotate_left(32));
@@ -110,6 +118,11 @@ impl State {
 impl SimDisk {
     pub(crate) fn file_len(&self, file: FileId) -> u64 {
         self.lock().image(file).len()
+    }
+
+    /// Bytes of all files.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.lock().world.files.iter().map(Image::len).sum()
     }
 
     /// Changes the settings, from the next submission on.

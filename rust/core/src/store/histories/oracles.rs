@@ -5,7 +5,7 @@
 use super::history::{Done, History};
 use super::plan::number_of;
 use crate::event::EventKind;
-use crate::io::{FileId, SimDisk};
+use crate::io::SimDisk;
 use crate::stats::Stats;
 use crate::store::Recount;
 
@@ -159,8 +159,7 @@ impl History {
         let most: u64 = ssd.map_or(0, |ssd| ssd.places().map(|place| place.capacity_bytes).sum());
         let away: u64 = self.plan.away.iter().map(|place| place.capacity_bytes).sum();
         let most = most + away;
-        let files = (0..self.disk(SimDisk::files)).map(FileId);
-        let bytes: u64 = files.map(|file| self.disk(|disk| disk.file_len(file))).sum();
+        let bytes = self.disk(SimDisk::bytes);
         if bytes > most { Err(format!("{bytes} bytes of {most} on disk")) } else { Ok(()) }
     }
 }
