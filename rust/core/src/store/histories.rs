@@ -143,8 +143,8 @@ impl Fresh {
         let (mut ops, mut histories, mut situations) = (0, 0, Situations::default());
         while Instant::now() < self.until && !self.over.load(Ordering::Relaxed) {
             let seed = self.next.fetch_add(1, Ordering::Relaxed);
-            // Of four, one has two devices and one has three.
-            let seed = seed | (seed % 4).saturating_sub(1) << DEVICES_SHIFT;
+            // Of eight, one has two devices and one has three.
+            let seed = seed | (seed % 8).saturating_sub(5) << DEVICES_SHIFT;
             watch.store(seed, Ordering::Relaxed);
             let outcome = run(seed, None, Tell::Nothing);
             (ops, histories) = (ops + outcome.ops, histories + 1);

@@ -133,7 +133,8 @@ impl History {
                 self.situations.note(Situation::DeviceReplaced, true);
                 true
             }
-            1 => {
+            // Nor come back to one that may have forgotten them.
+            1 if self.plan.away.is_empty() || !self.super_harmed => {
                 let out = self.plan.leave_out();
                 self.say(|| format!("all devices but the first left out: {out}"));
                 self.situations.note(Situation::DeviceLeftOut, out);

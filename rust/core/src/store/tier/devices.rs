@@ -37,6 +37,8 @@ pub(super) struct Device {
     pub(super) breaker: Breaker,
     /// When a request of it last came back.
     pub(super) completed_us: u64,
+    /// A request is late, and nothing has come back since it became so.
+    pub(super) stalled: bool,
     /// It has missed an open or a clear of the others: what is on it does not count. Until its
     /// table is blank.
     pub(super) behind: bool,
@@ -67,6 +69,7 @@ impl Device {
             syncing: Syncing::default(),
             breaker: Breaker::default(),
             completed_us: 0,
+            stalled: false,
             behind: false,
             place,
         }
@@ -80,11 +83,6 @@ impl Device {
         let has_room = self.writing.has_room(stride_bytes) && !self.syncing.holds_writes();
         let may = trust != Trust::Nothing && !self.superblock.is_pending();
         (may && (has_room || urgent)).then_some(trust == Trust::Probe)
-    }
-
-    /// Whether it has had writes for longer than one may take.
-    pub(super) fn is_stalled(&self, now_us: u64, timeout_us: u64) -> bool {
-        self.writing.count > 0 && now_us.saturating_sub(self.completed_us) > timeout_us
     }
 
     pub(super) fn is_trusted(&self, now_us: u64) -> bool {

@@ -149,6 +149,7 @@ impl Tier {
     pub(super) fn watch(&mut self, with: &mut With<'_>) {
         let deadline_us = with.now_us.saturating_sub(self.geometry.io_timeout_us);
         let mut any_late = false;
+        self.devices.iter_mut().for_each(|device| device.stalled = false);
         for begun in self.jobs.iter_mut().filter(|begun| begun.begun_us < deadline_us) {
             let device = &mut self.devices[begun.device];
             // What stays late counts again as long as nothing else comes back.
@@ -156,6 +157,7 @@ impl Tier {
                 continue;
             }
             any_late = true;
+            device.stalled = true;
             self.stats.late += u64::from(!std::mem::replace(&mut begun.late, true));
             device.breaker.note_late(std::mem::take(&mut begun.probe));
         }

@@ -27,19 +27,20 @@ impl Tier {
 
     /// Whether a device has a free slot and can take a block, now or once it has ended another.
     pub(super) fn any_room(&self, now_us: u64) -> bool {
-        let timeout_us = self.geometry.io_timeout_us;
         (0..self.devices.len()).any(|at| {
             let device = &self.devices[at];
             let may = self.ready(at, now_us, true).is_some();
-            device.slots.free() > 0 && may && !device.is_stalled(now_us, timeout_us)
+            device.slots.free() > 0 && may && !device.stalled
         })
     }
 
     /// Whether a device that can't take a block now soon may.
     pub(super) fn any_busy(&self, now_us: u64) -> bool {
-        let busy =
-            |at| self.devices[at].is_trusted(now_us) && self.ready(at, now_us, false).is_none();
-        (0..self.devices.len()).any(busy)
+        (0..self.devices.len()).any(|at| {
+            let device = &self.devices[at];
+            let waits = device.is_trusted(now_us) && !device.stalled;
+            waits && self.ready(at, now_us, false).is_none()
+        })
     }
 
     /// A slot for a block that is to go to `wanted`, and whether its write is a probe: there, or,
